@@ -1,0 +1,60 @@
+# One verb a target; `make install` first, everything else calls it by itself.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := install
+.DELETE_ON_ERROR:
+
+# The first interpreter that is new enough; `make PYTHON=python3.13 install` picks another.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST ?= $(BIN)/pytest
+PYTEST_ARGS ?=
+
+# The strict editable install links each file, so the list of files is part of what was installed.
+TREE := $(shell find engine ml lua -type f -name '*.py' -o -type f -name '*.pyi' -o -type f -name '*.lua' | sort)
+CYTHON := $(wildcard engine/*.pyx engine/*.pxi engine/*.pxd)
+
+.PHONY: install demo test bench lint stub campaign clean FORCE
+
+install: $(VENV)/.built
+
+$(VENV)/bin/python:
+	@[ -n "$(PYTHON)" ] || { echo "TQE needs Python 3.11 or newer on PATH (or make PYTHON=/path/to/python)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.deps: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --group dev
+	@touch $@
+
+$(VENV)/.tree: FORCE | $(VENV)/bin/python
+	@printf '%s\n' $(TREE) | cmp -s - $@ || printf '%s\n' $(TREE) > $@
+
+$(VENV)/.built: $(VENV)/.deps $(VENV)/.tree setup.py $(CYTHON)
+	flock $(VENV)/.lock $(BIN)/python -m pip install -q --disable-pip-version-check \
+		--no-build-isolation --config-settings editable_mode=strict -e .
+	@touch $@
+
+demo: install
+	$(BIN)/tqe demo
+
+bench: install
+	$(BIN)/tqe bench
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict -p tqe
+
+test: lint
+	$(PYTEST) -m "not campaign" $(PYTEST_ARGS)
+
+campaign: install
+	$(PYTEST) -m campaign $(PYTEST_ARGS)
+
+stub: install
+	$(BIN)/python -m mypy.stubtest tqe._fast
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(VENV)/.built $(VENV)/.deps $(VENV)/.tree

@@ -1,0 +1,3 @@
+"""Types of the compiled fast path."""
+
+COMPILED: bool

@@ -1,0 +1,4 @@
+# cython: boundscheck=False, wraparound=False
+"""The compiled fast path of the engine."""
+
+COMPILED = True

@@ -1,0 +1,3 @@
+"""The plain-Python twin of the compiled fast path."""
+
+COMPILED = False

@@ -1,0 +1,1 @@
+"""The tqe command: a file a noun, and the composition root."""

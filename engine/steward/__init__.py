@@ -1,0 +1,1 @@
+"""The housekeeping child of the supervisor: one file a duty."""

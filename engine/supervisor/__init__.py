@@ -1,0 +1,1 @@
+"""The parent process that forks, pins, watches and restarts workers."""
