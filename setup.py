@@ -1,4 +1,5 @@
-"""Builds the wheel: maps engine/, ml/ and lua/ onto the one top-level name `tqe` and compiles its fast path."""
+"""Builds the wheel: maps engine/, ml/ and lua/ onto the one top-level name `tqe` and compiles its fast
+path."""
 
 import os
 from pathlib import Path
