@@ -1,0 +1,1 @@
+"""What tests share: waiting, clocks, private Redis servers, the rules of the house."""
