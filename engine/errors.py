@@ -31,7 +31,8 @@ class AppImportError(TQEError):
 
 
 class RegistrationError(TQEError):
-    """A task cannot be registered: its name is taken or malformed, or its signature cannot be served."""
+    """A task cannot be registered: its name is taken or malformed, or its signature cannot be served. The
+    text says which."""
 
 
 # --- Redis ---
@@ -167,7 +168,7 @@ class JobFailed(ResultError):
 
 
 class JobWasCancelled(ResultError):
-    """The job was cancelled, or expired before it started, and will not run."""
+    """The job was cancelled, or expired before it started, and will not run. Submit it again if it should."""
 
     def __init__(self, job_id: str, reason: str = "") -> None:
         super().__init__(job_id, reason)
@@ -189,7 +190,7 @@ class ResultTimeout(ResultError, TimeoutError):
 
 class ResultUnavailable(ResultError):
     """Nothing is known of the job's result: it was submitted with `track=False`, or its record has
-    expired."""
+    expired. Ask earlier, or raise `result_ttl_s`."""
 
 
 # --- inside the engine ---
@@ -235,7 +236,8 @@ class Retry(Exception):
 
 
 class Reject(Exception):
-    """Raise it in a task to send the job to the dead-letter queue at once, whatever retries are left."""
+    """Raise it in a task to send the job to the dead-letter queue at once, whatever retries are left.
+    `reason` is shown there."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)

@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
@@ -138,8 +138,9 @@ class Settings:
     log_format: Annotated[Literal["text", "json"], _says("text or json")] = "text"
 
     def __post_init__(self) -> None:
-        for name, wrong in _contradictions(self):
-            raise SettingsError(f"{name} = {_shown(name, getattr(self, name))}: {wrong}")
+        wrong = _contradictions(self)
+        if wrong:
+            raise SettingsError("; ".join(wrong))
 
 
 def load(
@@ -157,22 +158,25 @@ def load(
     """
     env = os.environ if env is None else env
     values: dict[str, Any] = {"data_dir": _default_data_dir(env)}
+
+    def take(name: str, value: object, source: str, *, text: bool) -> None:
+        if name not in _NAMES:
+            raise SettingsError(f"{source} sets {name}, which is not a setting{_nearest(name, _NAMES)}")
+        values[name] = _convert(name, value, source, text=text)
+
     for name, value in (code or {}).items():
-        values[_known(name, f"code sets {name}")] = _convert(name, value, "code", text=False)
+        take(name, value, "code", text=False)
     path = _find_toml(toml_path)
     if path is not None:
         for name, value in _read_toml(path).items():
-            values[_known(name, f"{path} sets {name}")] = _convert(name, value, str(path), text=False)
-    for variable, text in sorted(env.items()):
+            take(name, value, str(path), text=False)
+    for variable, value in sorted(env.items()):
         # An empty variable counts as not set: that is what `VAR=${OTHER:-}` in deployment files means.
-        if variable.startswith(PREFIX) and variable not in RESERVED and text != "":
-            name = _known_variable(variable)
-            values[name] = _convert(name, text, f"the environment ({variable})", text=True)
+        if variable.startswith(PREFIX) and variable not in RESERVED and value != "":
+            take(_of_variable(variable), value, f"the environment ({variable})", text=True)
     for name, value in (cli or {}).items():
         if value is not None:
-            values[_known(name, f"the command line sets {name}")] = _convert(
-                name, value, "the command line", text=True
-            )
+            take(name, value, "the command line", text=True)
     return Settings(**values)
 
 
@@ -200,7 +204,7 @@ def _optional(name: str) -> bool:
 
 
 def _type(name: str) -> Any:
-    """What msgspec converts to. The None of `int | None` is dropped: in a union it takes no text and no range."""
+    """What msgspec converts to, without the None of `int | None`: a union takes no text and no range."""
     inner, meta = get_args(_HINTS[name])
     kinds = [t for t in get_args(inner) if t is not type(None)]
     return Annotated[kinds[0] if _optional(name) else inner, meta]
@@ -220,19 +224,11 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(names)}"
 
 
-def _known(name: str, where: str) -> str:
-    if name not in _NAMES:
-        raise SettingsError(f"{where}, which is not a setting{_nearest(name, _NAMES)}")
-    return name
-
-
-def _known_variable(variable: str) -> str:
+def _of_variable(variable: str) -> str:
     name = variable.removeprefix(PREFIX).lower()
     if name not in _NAMES or variable != PREFIX + name.upper():
-        names = [PREFIX + n.upper() for n in _NAMES]
-        raise SettingsError(
-            f"the environment sets {variable}, which is not a setting{_nearest(variable, names)}"
-        )
+        near = _nearest(variable, [PREFIX + n.upper() for n in _NAMES])
+        raise SettingsError(f"the environment sets {variable}, which is not a setting{near}")
     return name
 
 
@@ -257,31 +253,61 @@ def _convert(name: str, value: object, source: str, *, text: bool) -> object:
     if value is None and _optional(name):
         return None
     try:
-        if name == "lanes" and isinstance(value, str) and text:
-            value = [part.strip() for part in value.split(",")]
-        if name == "data_dir":
-            return Path(msgspec.convert(os.fspath(value), str)).expanduser()  # type: ignore[call-overload]
-        return msgspec.convert(value, _type(name), strict=not text)
-    except (msgspec.ValidationError, TypeError, RuntimeError) as e:
-        raise SettingsError(
-            f"{source} sets {name} to {_shown(name, value)}; it takes {_allowed(name)}"
-        ) from e
+        converted = _as_declared(name, value, text=text)
+    except (msgspec.ValidationError, TypeError) as e:
+        raise _refused(name, value, source) from e
+    if not _fits(name, converted):
+        raise _refused(name, value, source)
+    return converted
 
 
-def _contradictions(s: Settings) -> list[tuple[str, str]]:
-    """What no single field's type can say."""
-    wrong = []
-    if s.redis_url is not None and not s.redis_url.startswith(_SCHEMES):
-        wrong.append(("redis_url", f"it takes {_allowed('redis_url')}"))
-    if s.app is not None and not _APP.fullmatch(s.app):
-        wrong.append(("app", f"it takes {_allowed('app')}"))
-    if not _NAMESPACE.fullmatch(s.namespace):
-        wrong.append(("namespace", f"it takes {_allowed('namespace')}"))
-    named = all(_LANE.fullmatch(lane) for lane in s.lanes)
-    if not named or not 1 <= len(s.lanes) <= LANES_MAX or len(set(s.lanes)) != len(s.lanes):
-        wrong.append(("lanes", f"it takes {_allowed('lanes')}"))
-    elif s.default_lane not in s.lanes:
-        wrong.append(("default_lane", f"it takes one of lanes, which are {', '.join(s.lanes)}"))
+def _as_declared(name: str, value: object, *, text: bool) -> object:
+    if name == "data_dir":
+        if not isinstance(value, str | os.PathLike):
+            raise TypeError("not a path")
+        return Path(value).expanduser()
+    if name == "lanes" and isinstance(value, str) and text:
+        value = [part.strip() for part in value.split(",")]
+    return msgspec.convert(value, _type(name), strict=not text)
+
+
+def _refused(name: str, value: object, source: str) -> SettingsError:
+    return SettingsError(f"{source} sets {name} to {_shown(name, value)}; it takes {_allowed(name)}")
+
+
+def _lanes_fit(lanes: Sequence[str]) -> bool:
+    distinct = len(set(lanes)) == len(lanes)
+    return distinct and 1 <= len(lanes) <= LANES_MAX and all(_LANE.fullmatch(lane) for lane in lanes)
+
+
+# What a field's type cannot say of its value.
+_CHECKS: Final[dict[str, Callable[[Any], object]]] = {
+    "redis_url": lambda url: url.startswith(_SCHEMES),
+    "app": _APP.fullmatch,
+    "namespace": _NAMESPACE.fullmatch,
+    "lanes": _lanes_fit,
+}
+
+
+def _fits(name: str, value: object) -> bool:
+    check = _CHECKS.get(name)
+    return check is None or value is None or bool(check(value))
+
+
+def _contradictions(s: Settings) -> list[str]:
+    """What no field can say alone; the single ones again, for a `Settings` that was built without `load`."""
+    wrong = [
+        f"{name} = {_shown(name, getattr(s, name))}: it takes {_allowed(name)}"
+        for name in _CHECKS
+        if not _fits(name, getattr(s, name))
+    ]
+    if s.default_lane not in s.lanes:
+        wrong.append(
+            f"default_lane = {s.default_lane!r}: it takes one of lanes, which are {', '.join(s.lanes)}"
+        )
     if s.backoff_cap_ms < s.backoff_base_ms:
-        wrong.append(("backoff_cap_ms", f"it may not be below backoff_base_ms, which is {s.backoff_base_ms}"))
+        wrong.append(
+            f"backoff_cap_ms = {s.backoff_cap_ms}: it may not be below backoff_base_ms,"
+            f" which is {s.backoff_base_ms}"
+        )
     return wrong

@@ -56,7 +56,7 @@ def any_redis(request: pytest.FixtureRequest, _servers: _Servers) -> RedisServer
 
 @pytest.fixture
 def make_redis() -> Iterator[Callable[..., RedisServer]]:
-    """`make_redis(binary=None, **config)` starts a server of the test's own, to be killed or misconfigured at will."""
+    """`make_redis(binary=None, **config)` starts a server that the test may kill or misconfigure."""
     made: list[RedisServer] = []
 
     def make(binary: Binary | None = None, **config: str) -> RedisServer:

@@ -63,7 +63,7 @@ def _ask(path: str) -> Binary | None:
 
 
 class RedisServer:
-    """One server process. `stop` and `kill` keep the data folder, `start` uses it again, `close` removes it."""
+    """One server process. `stop` and `kill` keep the data, `start` uses it again, `close` removes it."""
 
     def __init__(self, binary: Binary, **config: str) -> None:
         self.binary = binary
@@ -122,7 +122,7 @@ class RedisServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # An own group: Ctrl-C at the terminal must reach the tests first, not the servers that they clean up with.
+            # An own group: Ctrl-C is for the tests, which still need their servers to clean up.
             start_new_session=True,
         )
         wait_until(self._ready, timeout, f"{self.binary.name} answers at {self.socket}")
@@ -185,5 +185,3 @@ class RedisServer:
             client.flushall()
             client.script_flush()
             client.config_resetstat()
-
-

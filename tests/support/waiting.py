@@ -12,7 +12,7 @@ _LONGEST_PAUSE_S = 0.02
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
-    """Return the first truthy value of `condition`; after `timeout` seconds fail with `what` and the last value."""
+    """Return the first truthy value of `condition`; fail with `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     pause = _FIRST_PAUSE_S
     while True:

@@ -1,7 +1,8 @@
-"""The helpers of the tests themselves: servers of every version start, are private, and come back after a kill."""
+"""The tests' own helpers: servers of every version start, are private, and come back after a kill."""
 
 import os
 import stat
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -10,6 +11,8 @@ from tests.support.fake_clock import FakeClock
 from tests.support.redis_server import RedisServer, binaries
 from tests.support.waiting import await_until, wait_until
 from tqe.clock import SYSTEM, Clock
+
+MakeRedis = Callable[..., RedisServer]
 
 
 def test_any_redis_is_a_private_durable_server(any_redis: RedisServer) -> None:
@@ -35,7 +38,7 @@ def test_each_test_starts_with_an_empty_server(redis_server: RedisServer, redis_
     assert redis_client.config_get("maxmemory") == {"maxmemory": "0"}
 
 
-def test_killed_server_comes_back_with_its_data(make_redis) -> None:  # type: ignore[no-untyped-def]
+def test_killed_server_comes_back_with_its_data(make_redis: MakeRedis) -> None:
     server = make_redis()
     with server.client() as client:
         client.set("k", "v")
@@ -46,7 +49,7 @@ def test_killed_server_comes_back_with_its_data(make_redis) -> None:  # type: ig
         assert client.get("k") == b"v"
 
 
-def test_close_leaves_neither_process_nor_folder(make_redis) -> None:  # type: ignore[no-untyped-def]
+def test_close_leaves_neither_process_nor_folder(make_redis: MakeRedis) -> None:
     server = make_redis()
     pid, folder = server.pid, server.folder
     server.close()
