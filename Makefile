@@ -13,7 +13,7 @@ PYTEST ?= $(BIN)/pytest
 PYTEST_ARGS ?=
 
 # The strict editable install links each file, so the list of files is part of what was installed.
-TREE := $(shell find engine ml lua -type f -name '*.py' -o -type f -name '*.pyi' -o -type f -name '*.lua' | sort)
+TREE := $(shell find engine ml lua -type f '(' -name '*.py' -o -name '*.pyi' -o -name '*.lua' -o -name py.typed ')' | sort)
 CYTHON := $(wildcard engine/*.pyx engine/*.pxi engine/*.pxd)
 
 .PHONY: install demo test bench lint stub campaign clean FORCE
@@ -22,7 +22,8 @@ install: $(VENV)/.built
 
 $(VENV)/bin/python:
 	@[ -n "$(PYTHON)" ] || { echo "TQE needs Python 3.11 or newer on PATH (or make PYTHON=/path/to/python)" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "this Python cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
 $(VENV)/.deps: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade "pip>=25.1"

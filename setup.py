@@ -6,6 +6,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 ROOTS = {"tqe": "engine", "tqe.ml": "ml", "tqe.lua": "lua"}
 
@@ -39,7 +40,22 @@ def extensions() -> list[Extension]:
     ]
 
 
+class BuildExtension(build_ext):
+    """Says in one sentence what is missing: without its fast path the engine is not installed at all."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except Exception as e:
+            raise SystemExit(
+                f"tqe: the extension {ext.name} could not be compiled ({e}).\n"
+                "tqe: a C compiler and Python's headers are needed; on Debian and Ubuntu:"
+                " apt-get install gcc python3-dev"
+            ) from e
+
+
 setup(
+    cmdclass={"build_ext": BuildExtension},
     packages=packages(),
     package_dir=ROOTS,
     # build_dir keeps the generated C out of the tree, and so out of the sdist and the wheel.
