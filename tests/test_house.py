@@ -241,7 +241,9 @@ def test_long_functions_are_found_in_each_language() -> None:
         "engine/a.py:A.f": 71
     }
     assert house.long_functions("engine/a.py", f"def f():\n{body[:-10]}\n") == {}
-    cython = f"cdef class A:\n    cdef int x\n\ncdef int f(int a,\n           int b) except -1:\n{body}\ncdef int y\n"
+    cython = (
+        f"cdef class A:\n    cdef int x\n\ncdef int f(int a,\n    int b) except -1:\n{body}\ncdef int y\n"
+    )
     assert house.long_functions("engine/a.pyx", cython) == {"engine/a.pyx:f": 72}
     lua = f"local function f(a)\n{body}end\n\nlocal x = 1\n"
     assert house.long_functions("lua/a.lua", lua) == {"lua/a.lua:f": 72}
@@ -318,7 +320,7 @@ def test_dead_files_are_found() -> None:
     files = {
         "engine/used.py": "",
         "engine/dead.py": "",
-        "engine/store/call.py": "from tqe import used\nx = 'fetch'\ny = \"tqe.store.keeper\"\nimport tqe._fast\n",
+        "engine/store/call.py": "from tqe import used, _fast\nx = 'fetch'\ny = \"tqe.store.keeper\"\n",
         "engine/store/keeper.py": "import tqe.store.call\n",
         "engine/_fast.pyx": 'include "_a.pxi"\n',
         "engine/_a.pxi": "",

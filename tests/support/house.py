@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-# Who may import whom: a module imports from strictly lower ranks, from its own rank only if that is in `PEERS`.
+# Who may import whom: from strictly lower ranks, and from one's own rank only if it is in `PEERS`.
 # The first part of the name below tqe counts (`tqe.store.keys` is `store`).
 RANKS: Mapping[str, int] = {
     "errors": 0,
@@ -38,8 +38,8 @@ RANKS: Mapping[str, int] = {
 PEERS = frozenset({0, 1, 6})
 ML_MAY_IMPORT = frozenset({"job", "errors"})
 
-# Calls and imports that have one owner. A pattern ends at a dot or fits whole; an owner that ends with a slash
-# is a folder. Paths are below engine/.
+# Calls and imports that have one owner. A pattern ends at a dot or fits whole; an owner with a slash at the
+# end is a folder. Paths are below engine/.
 OWNERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "talks to Redis": (("redis", "hiredis"), ("store/",)),
     "reads the environment": (
