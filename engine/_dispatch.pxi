@@ -51,13 +51,15 @@ cdef class Entry:
     cdef readonly bint is_async
     cdef readonly unsigned long long timeout_ms
     cdef readonly unsigned long long hard_ms
+    cdef readonly unsigned long long retries  # packed retry rule, see layout.C_RETRIES
     cdef public double mean_ns
     cdef public unsigned long long seen
     cdef tuple _names
     cdef char *_block
 
     def __init__(self, *, str name, int number, func, decode, tuple positional, tuple keyword_only, int mode, bint is_async,
-                 unsigned long long timeout_ms=0, unsigned long long hard_ms=0, double mean_ns=-1.0):
+                 unsigned long long timeout_ms=0, unsigned long long hard_ms=0, unsigned long long retries=0,
+                 double mean_ns=-1.0):
         if number < 0 or number >= TASKS_MAX:
             raise ValueError("task number out of range")
         if len(positional) + len(keyword_only) > ARGS_MAX:
@@ -74,6 +76,7 @@ cdef class Entry:
         self.is_async = is_async
         self.timeout_ms = timeout_ms
         self.hard_ms = hard_ms
+        self.retries = retries
         self.mean_ns = mean_ns
         self.seen = 0
         self._block = NULL
@@ -333,6 +336,7 @@ cdef class Runner:
                 tqe_plain(board + C_TASK, entry.number)
                 tqe_plain(board + C_TIMEOUT_MS, entry.timeout_ms)
                 tqe_plain(board + C_HARD_MS, entry.hard_ms)
+                tqe_plain(board + C_RETRIES, entry.retries)
                 if now_over(since, end):
                     code = _TIME
                     break
@@ -426,7 +430,8 @@ cdef class Runner:
         """Mark a job that runs as a coroutine or on the helper thread."""
         lease._state[index - lease.base] = JOB_STARTED
 
-    def call(self, Lease lease not None, int index, Entry entry not None, payload, unsigned long long timeout_ms, unsigned long long hard_ms):
+    def call(self, Lease lease not None, int index, Entry entry not None, payload, *, unsigned long long timeout_ms,
+             unsigned long long hard_ms, unsigned long long retries):
         """Run one job inline that take() gave out, with its own limits. Outcome as in run(); returns nothing."""
         cdef char *board = self._board
         cdef object args, result = None
@@ -442,6 +447,7 @@ cdef class Runner:
         tqe_plain(board + C_TASK, entry.number)
         tqe_plain(board + C_TIMEOUT_MS, timeout_ms)
         tqe_plain(board + C_HARD_MS, hard_ms)
+        tqe_plain(board + C_RETRIES, retries)
         lease._state[index - lease.base] = JOB_STARTED
         self._step += 1
         tqe_plain(board + C_STEP, self._step)
@@ -481,10 +487,10 @@ cdef class Runner:
             return self._on_result(lease, index, entry, result)
         lease._state[index - lease.base] = JOB_RECORDED
 
-    def steps(self, coroutine, Lease lease not None, int index, Entry entry not None, unsigned long long timeout_ms,
-              unsigned long long hard_ms):
+    def steps(self, coroutine, Lease lease not None, int index, Entry entry not None, *, unsigned long long timeout_ms,
+              unsigned long long hard_ms, unsigned long long retries):
         """Wrap a job's coroutine: each of its steps stands on the board, so that a crash or a blocked loop has a name."""
-        return Steps(self, coroutine, lease, index, entry, timeout_ms, hard_ms)
+        return Steps(self, coroutine, lease, index, entry, timeout_ms, hard_ms, retries)
 
 
 cdef inline bint now_over(unsigned long long since, unsigned long long end) noexcept:
@@ -520,8 +526,10 @@ cdef class Steps:
     cdef Entry _entry
     cdef unsigned long long _timeout_ms
     cdef unsigned long long _hard_ms
+    cdef unsigned long long _retries
 
-    def __init__(self, Runner runner, coroutine, Lease lease, int index, Entry entry, unsigned long long timeout_ms, unsigned long long hard_ms):
+    def __init__(self, Runner runner, coroutine, Lease lease, int index, Entry entry, unsigned long long timeout_ms,
+                 unsigned long long hard_ms, unsigned long long retries):
         self._runner = runner
         self._coroutine = coroutine
         self._lease = lease
@@ -529,6 +537,7 @@ cdef class Steps:
         self._entry = entry
         self._timeout_ms = timeout_ms
         self._hard_ms = hard_ms
+        self._retries = retries
 
     cdef inline void _enter(self) noexcept:
         cdef char *board = self._runner._board
@@ -538,6 +547,7 @@ cdef class Steps:
         tqe_plain(board + C_TASK, self._entry.number)
         tqe_plain(board + C_TIMEOUT_MS, self._timeout_ms)
         tqe_plain(board + C_HARD_MS, self._hard_ms)
+        tqe_plain(board + C_RETRIES, self._retries)
         self._runner._step += 1
         tqe_plain(board + C_STEP, self._runner._step)
         tqe_store(board + C_IN_USER, self._runner._step)

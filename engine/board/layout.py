@@ -60,6 +60,8 @@ C_SCORING: Final = 208  # hash of the model inside a predict call
 C_ASYNC: Final = 216  # jobs that run as coroutines or on the helper thread
 C_RECYCLE: Final = 224  # RECYCLE_*: the worker asks to be replaced
 C_HALF: Final = 232  # outcome half in use, 0 or 1
+C_RETRIES: Final = 240  # retry rule of the job that runs: max_retries | backoff base ms << 12 | cap ms << 36
+C_HELPER: Final = 248  # job on the helper thread: row + 1 << 32 | index, 0 = none
 C_COUNTERS: Final = 256  # COUNTER_* words
 C_INCARNATION: Final = 1024  # 26 bytes in 32
 C_NEXT_INCARNATION: Final = 1056  # set while a takeover is under way

@@ -1,0 +1,467 @@
+"""The one builder of `settle` messages: from a leased frame and its row of the board to the script's arguments.
+
+It has two callers: the worker, for what it has finished, and the steward, on behalf of a worker that is dead. So a result that
+was recorded and not yet sent is settled by whoever is left, in the same words.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import msgspec
+
+from tqe import codec, formats
+from tqe.board import layout
+from tqe.board.board import Record, Row, find_row
+from tqe.errors import FrameError
+from tqe.job import bucket_of
+from tqe.store.call import Call
+from tqe.store.keys import Keys
+
+OPEN_TTL_S: Final = 7 * 86_400  # how long the record of a job that has not ended is kept after its due time
+# One call stays below these, so that Redis is never busy with it for more than a few milliseconds.
+LEASES_MAX: Final = 1_000
+PARTS_MAX: Final = 128
+BYTES_MAX: Final = 2 * 1024 * 1024
+CRASH_DELAY_MS: Final = 1_000
+CRASH_DELAY_CAP_MS: Final = 60_000
+
+RETRY, CRASH, UNKNOWN, RETURNED, KEPT, DEAD, QUARANTINE = b"t", b"c", b"u", b"r", b"k", b"d", b"q"
+_RECORD_STATE: Final = {
+    layout.OUT_DONE: "C",
+    layout.OUT_CANCELLED: "X",
+    layout.OUT_EXPIRED: "E",
+}
+
+
+class Part(NamedTuple):
+    """A frame that goes on living: kept, returned, delayed, dead or quarantined. `argument` as the script wants it."""
+
+    kind: bytes
+    argument: bytes
+    frame: bytes
+    lane: str
+
+
+@dataclass(slots=True)
+class Item:
+    """What becomes of one lease; ranges and parts together tile it, or the script refuses it whole."""
+
+    lease: bytes
+    frame_id: bytes
+    tracked: bool
+    started_ms: int = 0
+    finished_ms: int = 0
+    ranges: list[tuple[int, int, str]] = field(default_factory=list)
+    fields: list[tuple[int, bytes]] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def kept(self) -> list[tuple[int, int]]:
+        """(base, n) of the leases that this item leaves in the worker's hands."""
+        return [
+            (part.frame_base, part.frame_n) for part in map(_Span.of, self.parts) if part.kind == KEPT
+        ]
+
+
+class _Span(NamedTuple):
+    kind: bytes
+    frame_base: int
+    frame_n: int
+
+    @classmethod
+    def of(cls, part: Part) -> _Span:
+        return cls(part.kind, int(part.frame[31:34]), int(part.frame[35:39]))
+
+
+@dataclass(frozen=True, slots=True)
+class CrashPolicy:
+    """How the steward reads the board of a worker that is dead.
+
+    `current` is the job whose step stood on the board, (row number, index); `blame` is False when nobody may be charged for the
+    death (a drain that was cut short). `hard_limit` says that the supervisor killed exactly that job for its time limit.
+    """
+
+    reason: str  # "crash:SIGKILL", "crash:exit 3"
+    current: tuple[int, int] | None = None
+    blame: bool = True
+    hard_limit: bool = False
+    retries: int = 0  # packed retry rule of the current job, layout.C_RETRIES
+    crashes_max: int = 3
+    reaped: bool = False  # the lease ended without a word: no board to read
+    now_ms: int = 0
+
+
+def retry_rule(max_retries: int, base_ms: int, cap_ms: int) -> int:
+    """Pack a retry rule into the board's word, so that a steward without the app can apply it."""
+    return max_retries & 0xFFF | (base_ms & 0xFFFFFF) << 12 | (cap_ms & 0xFFFFFFF) << 36
+
+
+def backoff_ms(attempt: int, base_ms: int, cap_ms: int) -> int:
+    """Delay before the next try after `attempt` failures (1 for the first): half fixed, half random.
+
+    Full jitter has a minimum of 0, which hammers what has just failed; without jitter, what failed together returns together.
+    """
+    whole = min(cap_ms, base_ms * (1 << min(attempt - 1, 40)))
+    return whole // 2 + random.randint(0, whole - whole // 2)
+
+
+class SettleBatch:
+    """Collects what to settle and makes as few calls of it as their limits allow."""
+
+    def __init__(self) -> None:
+        self._done: dict[tuple[tuple[int, str] | None, bytes], list[bytes]] = {}
+        self._items: list[Item] = []
+        self.leases = 0
+
+    def __bool__(self) -> bool:
+        return self.leases > 0
+
+    def add_done(self, frame_id: bytes, lease: bytes, value: bytes) -> None:
+        """A whole, uncut lease whose jobs all completed with nothing to tell; `value` is its snapshot, b'' if untracked."""
+        bucket = bucket_of(frame_id) if value else None
+        self._done.setdefault((bucket, value), []).append(lease)
+        self.leases += 1
+
+    def add(self, item: Item) -> None:
+        """Any other lease."""
+        self._items.append(item)
+        self.leases += 1
+
+    def calls(self, keys: Keys, incarnation: str, *, result_ttl_s: int, dlq_max: int, recovered: bool = False) -> list[SettleCall]:
+        """The calls to make, in order, each with the names of its leases in the order of the reply's marks."""
+        made: list[SettleCall] = []
+        call = _Writer()
+        for (bucket, value), leases in self._done.items():
+            for start in range(0, len(leases), LEASES_MAX):
+                chunk = leases[start : start + LEASES_MAX]
+                if call.leases and len(call.leases) + len(chunk) > LEASES_MAX:
+                    made.append(call.finish(keys, incarnation, result_ttl_s, dlq_max, recovered))
+                    call = _Writer()
+                call.done(bucket, value, chunk)
+        for item in self._items:
+            if call.full(item):
+                made.append(call.finish(keys, incarnation, result_ttl_s, dlq_max, recovered))
+                call = _Writer()
+            call.item(item)
+        if call.leases:
+            made.append(call.finish(keys, incarnation, result_ttl_s, dlq_max, recovered))
+        return made
+
+
+class SettleCall(NamedTuple):
+    """One call of `settle` and the leases whose marks it will answer, in order."""
+
+    call: Call
+    leases: list[bytes]
+
+
+class _Writer:
+    """Writes the argument list of one call; lanes and buckets get their numbers as they come."""
+
+    def __init__(self) -> None:
+        self.leases: list[bytes] = []
+        self._args: list[bytes | str | int] = []
+        self._lanes: dict[str, int] = {}
+        self._buckets: dict[tuple[int, str], int] = {}
+        self._parts = 0
+        self._bytes = 0
+
+    def full(self, item: Item) -> bool:
+        size = sum(len(part.frame) for part in item.parts) + sum(len(body) for _, body in item.fields)
+        return bool(self.leases) and (
+            len(self.leases) >= LEASES_MAX
+            or self._parts + len(item.parts) > PARTS_MAX
+            or self._bytes + size > BYTES_MAX
+            or len(self._lanes | dict.fromkeys(part.lane for part in item.parts)) > formats.LANES_MAX
+        )
+
+    def done(self, bucket: tuple[int, str] | None, value: bytes, leases: list[bytes]) -> None:
+        self._args += ["C", self._bucket(bucket), value, len(leases), *leases]
+        self.leases += leases
+
+    def item(self, item: Item) -> None:
+        frame = item.frame_id.decode("ascii")
+        args = self._args
+        args += ["P", item.lease, self._bucket(bucket_of(item.frame_id) if item.tracked else None)]
+        args += [item.started_ms, item.finished_ms, len(item.ranges)]
+        for base, n, state in item.ranges:
+            args += [base, n, state]
+        args.append(len(item.fields))
+        for index, body in item.fields:
+            args += [f"{frame}.{index}", body]
+            self._bytes += len(body)
+        args.append(len(item.parts))
+        for part in item.parts:
+            self._lanes.setdefault(part.lane, len(self._lanes) + 1)
+            args += [part.kind, part.argument, part.frame]
+            self._bytes += len(part.frame)
+        self._parts += len(item.parts)
+        self.leases.append(item.lease)
+
+    def _bucket(self, bucket: tuple[int, str] | None) -> int:
+        return 0 if bucket is None else self._buckets.setdefault(bucket, len(self._buckets) + 1)
+
+    def finish(self, keys: Keys, incarnation: str, result_ttl_s: int, dlq_max: int, recovered: bool) -> SettleCall:
+        names = [
+            keys.void, keys.processing(incarnation), keys.stats, keys.depth, keys.delayed, keys.dlq,
+            keys.dlq_meta, keys.dlq_index, keys.quarantine, keys.closed, keys.waiting,
+        ]  # fmt: skip
+        for lane in self._lanes:
+            names += [keys.sorted(lane), keys.wake(lane)]
+        names += [keys.bucket(second, char) for second, char in self._buckets]
+        head: list[bytes | str | int] = [
+            len(self._lanes), len(self._buckets), result_ttl_s, OPEN_TTL_S, dlq_max, keys.done_prefix, int(recovered),
+        ]  # fmt: skip
+        return SettleCall(Call("settle", tuple(names), (*head, *self._lanes, *self._args)), self.leases)
+
+
+def snapshot_done(header: codec.Header, frame: bytes, started_ms: int, finished_ms: int) -> bytes:
+    """Snapshot of an uncut frame all of whose jobs completed."""
+    return f"C,{header.total},0,{started_ms},{finished_ms},{header.lane},{codec.types(frame)}".encode()
+
+
+def claim(
+    frame: bytes,
+    header: codec.Header,
+    row: Row | None,
+    base: int,
+    n: int,
+    *,
+    pieces: Sequence[tuple[int, int]] = (),
+    crash: CrashPolicy | None = None,
+    started_ms: int = 0,
+    finished_ms: int = 0,
+) -> Item:
+    """What becomes of one lease, `base` and `n` of it, read from its row of the board.
+
+    Without `crash` the worker speaks for itself: what is not ended is kept. With it the steward speaks for a dead worker: the
+    job that ran is charged, all else that did not end goes back. `pieces` says how to cut what was given back.
+    """
+    lease = codec.lease_name(header.frame_id, base, n, header.run)
+    item = Item(lease, header.frame_id, bool(header.flags & 1), started_ms, finished_ms)
+    build = _Claim(frame, header, row, item, crash)
+    build.cuts = {piece_base: piece_n for piece_base, piece_n in pieces}
+    run_kind = b""
+    run_base = base
+    for index in range(base, base + n):
+        kind = build.kind_of(index)
+        if kind != run_kind or kind == b"1":
+            build.close_run(run_kind, run_base, index)
+            run_kind, run_base = kind, index
+    build.close_run(run_kind, run_base, base + n)
+    return item
+
+
+class _Claim:
+    """One lease on its way into an Item. Kinds: C X E terminal, r returned, k kept, 1 a job that leaves alone."""
+
+    def __init__(self, frame: bytes, header: codec.Header, row: Row | None, item: Item, crash: CrashPolicy | None) -> None:
+        self.frame = frame
+        self.header = header
+        self.row = row
+        self.item = item
+        self.crash = crash
+        self.cuts: dict[int, int] = {}
+
+    def kind_of(self, index: int) -> bytes:
+        row = self.row
+        if row is None:
+            return RETURNED
+        state = row.state(index)
+        if state == layout.JOB_DONE:
+            return b"C"
+        if state == layout.JOB_RECORDED:
+            record = row.records.get(index)
+            if record is not None:
+                return _RECORD_STATE.get(record.status, "1").encode()
+            # The state byte follows its record, so this cannot be; if it is, run the job again rather than lose it.
+            return RETURNED if self.crash else KEPT
+        if state == layout.JOB_RETURNED:
+            return RETURNED
+        if self.crash is None:
+            return KEPT
+        return b"1" if state == layout.JOB_STARTED else RETURNED
+
+    def close_run(self, kind: bytes, base: int, end: int) -> None:
+        if base == end or not kind:
+            return
+        if kind == b"1":
+            self.alone(base)
+        elif kind == RETURNED:
+            self.give_back(base, end)
+        elif kind == KEPT:
+            (part,) = codec.cut(self.frame, [(base, end - base)])
+            self.item.parts.append(Part(KEPT, b"", part, self.header.lane))
+        else:
+            self.item.ranges.append((base, end - base, kind.decode()))
+            for index in range(base, end):
+                self.tell(index)
+
+    def give_back(self, base: int, end: int) -> None:
+        spans: list[tuple[int, int]] = []
+        while base < end:
+            n = min(self.cuts.get(base, end - base), end - base)
+            spans.append((base, n))
+            base += n
+        frames = codec.cut(self.frame, spans)
+        if self.crash is not None and self.crash.reaped:
+            frames = [codec.rewrite(frame, reaps=min(self.header.reaps + 1, 999)) for frame in frames]
+        self.item.parts += [Part(RETURNED, b"", frame, self.header.lane) for frame in frames]
+
+    def tell(self, index: int) -> None:
+        """The field of a job that ended and has something to say: a result, an error, or more than one attempt."""
+        if not self.item.tracked:
+            return
+        record = self.row.records.get(index) if self.row is not None else None
+        if record is not None:
+            self.item.fields.append((index, _field(self.header, record, self.header.attempts + 1)))
+        elif self.header.attempts or self.header.crashes:
+            self.item.fields.append((index, msgspec.json.encode(_counts(self.header, self.header.attempts + 1))))
+
+    def alone(self, index: int) -> None:
+        """A job that leaves its frame: failed, dead, redelivered, or started when its worker died."""
+        record = self.row.records.get(index) if self.row is not None else None
+        if record is None:
+            self.crashed(index)
+            return
+        header = self.header
+        if record.status == layout.OUT_RETRY:
+            attempts = header.attempts + 1
+            frame = codec.single(self.frame, index, attempts=attempts, run=header.run + 1)
+            self.leave(index, RETRY, str(record.delay_ms).encode(), frame, _field(header, record, attempts))
+        elif record.status == layout.OUT_UNKNOWN:
+            frame = codec.single(self.frame, index, unknowns=header.unknowns + 1, run=header.run + 1)
+            self.leave(index, UNKNOWN, str(record.delay_ms).encode(), frame, _field(header, record, header.attempts))
+        elif record.status == layout.OUT_RETURNED:
+            self.leave(index, RETURNED, b"", codec.single(self.frame, index, run=header.run + 1), b"")
+        else:
+            self.dead(index, record.error, record.finished_ms, header.attempts + 1, header.crashes, record)
+
+    def dead(self, index: int, error: bytes, at_ms: int, attempts: int, crashes: int, record: Record | None = None) -> None:
+        header = self.header
+        frame = codec.single(self.frame, index, attempts=min(attempts, 9999), crashes=min(crashes, 999), run=header.run + 1)
+        kind = codec.walk(frame)[0][1].decode("ascii", "replace")
+        reason = msgspec.json.decode(error).get("reason", "failed") if error else "failed"
+        meta = {
+            "type": kind,
+            "lane": header.lane,
+            "reason": reason,
+            "error": msgspec.Raw(error or b"null"),
+            "attempts": attempts,
+            "crashes": crashes,
+            "died_at": at_ms,
+        }
+        body = _field(header, record, attempts) if record is not None else _error_field(error, attempts, crashes, at_ms)
+        self.leave(index, DEAD, msgspec.json.encode(meta), frame, body)
+
+    def crashed(self, index: int) -> None:
+        """The job had started and not returned when its worker died: it runs again, and if it was the one on the board, charged."""
+        crash, header = self.crash, self.header
+        if crash is None:
+            raise AssertionError("a worker keeps what it has started")
+        if not crash.blame or self.row is None or crash.current != (self.row.number, index):
+            self.leave(index, RETURNED, b"", codec.single(self.frame, index, run=header.run + 1), b"")
+            return
+        if crash.hard_limit:
+            self.over_hard_limit(index, crash)
+            return
+        crashes = header.crashes + 1
+        error = msgspec.json.encode({"reason": crash.reason, "message": f"the worker died while it ran this job ({crash.reason})"})
+        if crashes >= crash.crashes_max:
+            self.dead(index, error, crash.now_ms, header.attempts, crashes)
+            return
+        frame = codec.single(self.frame, index, crashes=crashes, run=header.run + 1)
+        delay = backoff_ms(crashes, CRASH_DELAY_MS, CRASH_DELAY_CAP_MS)
+        self.leave(index, CRASH, str(delay).encode(), frame, _error_field(error, header.attempts, crashes, 0))
+
+    def over_hard_limit(self, index: int, crash: CrashPolicy) -> None:
+        """A kill for the time limit is a failed attempt, not a crash: the process was not to blame."""
+        header = self.header
+        attempts = header.attempts + 1
+        most = _own_retries(self.frame, header, index)
+        if most is None:
+            most = crash.retries & 0xFFF
+        error = msgspec.json.encode({"reason": "hard_limit", "message": "killed: it ran past its hard time limit"})
+        if attempts > most:
+            self.dead(index, error, crash.now_ms, attempts, header.crashes)
+            return
+        frame = codec.single(self.frame, index, attempts=attempts, run=header.run + 1)
+        delay = backoff_ms(attempts, crash.retries >> 12 & 0xFFFFFF, crash.retries >> 36)
+        self.leave(index, RETRY, str(delay).encode(), frame, _error_field(error, attempts, header.crashes, 0))
+
+    def leave(self, index: int, kind: bytes, argument: bytes, frame: bytes, body: bytes) -> None:
+        self.item.parts.append(Part(kind, argument, frame, self.header.lane))
+        if body and self.item.tracked:
+            self.item.fields.append((index, body))
+
+
+def recover(leases: Iterable[tuple[bytes, bytes]], rows: list[Row], crash: CrashPolicy) -> SettleBatch:
+    """Settle what a dead worker left: its hash says what is leased, its board what is finished.
+
+    They meet by containment, since a cut may have been applied whose reply nobody read. A lease without a row was never seen by
+    the worker and goes back uncharged; a frame that fails its check goes to quarantine.
+    """
+    batch = SettleBatch()
+    for lease, frame in leases:
+        try:
+            header = codec.parse(frame)
+            if header.lease != lease:
+                raise FrameError("the frame is stored under the name of another lease")
+        except FrameError:
+            batch.add(quarantined(lease, frame))
+            continue
+        row = find_row(rows, header.frame_id, header.base, header.n, header.run)
+        batch.add(
+            claim(frame, header, row, header.base, header.n, crash=crash, started_ms=crash.now_ms, finished_ms=crash.now_ms)
+        )
+    return batch
+
+
+def quarantined(lease: bytes, frame: bytes) -> Item:
+    """A frame that must not be executed and must not be lost."""
+    item = Item(lease, lease[:26], True)
+    lane = frame[79:95].decode("ascii", "replace").rstrip()
+    item.parts.append(Part(QUARANTINE, b"", frame, lane if lane.isascii() and lane else "normal"))
+    return item
+
+
+def _own_retries(frame: bytes, header: codec.Header, index: int) -> int | None:
+    """max_retries that rides with the job or its frame, if any."""
+    own = codec.walk(frame)[index - header.base][3]
+    for options in (own, header.options):
+        if options:
+            value = msgspec.json.decode(options).get("max_retries")
+            if isinstance(value, int):
+                return value
+    return None
+
+
+def _counts(header: codec.Header, attempts: int) -> dict[str, object]:
+    told: dict[str, object] = {"attempts": attempts}
+    if header.crashes:
+        told["crashes"] = header.crashes
+    return told
+
+
+def _field(header: codec.Header, record: Record, attempts: int) -> bytes:
+    told = _counts(header, attempts)
+    if record.started_ms:
+        told["started_at"] = record.started_ms
+    if record.finished_ms:
+        told["finished_at"] = record.finished_ms
+    if record.error:
+        told["error"] = msgspec.Raw(record.error)
+    if record.result:
+        told["result"] = msgspec.Raw(record.result)
+    return msgspec.json.encode(told)
+
+
+def _error_field(error: bytes, attempts: int, crashes: int, at_ms: int) -> bytes:
+    told: dict[str, object] = {"attempts": attempts, "crashes": crashes, "error": msgspec.Raw(error or b"null")}
+    if at_ms:
+        told["finished_at"] = at_ms
+    return msgspec.json.encode(told)
