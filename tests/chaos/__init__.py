@@ -1,0 +1,1 @@
+"""Owns the chaos harness: journals, checker, audit, process control, proxy; none imports the engine."""
