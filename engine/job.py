@@ -467,10 +467,10 @@ def job_status(
     started_ms = int(own.get("started_at") or snapshot.started_ms)
     finished_ms = int(own.get("finished_at") or snapshot.finished_ms)
     attempts = int(own.get("attempts") or 0)
-    error = own.get("error")
+    error = error_text(own.get("error"))
     if state in _ENDED:
         status = _ENDED[state]
-        attempts += state == COMPLETED
+        attempts = attempts or int(state == COMPLETED)
         error = error or own.get("reason") or _ENDED_WHY.get(state)
     else:
         finished_ms = 0
@@ -496,6 +496,13 @@ def job_status(
         result=own.get("result"),
         error=error,
     )
+
+
+def error_text(error: Any) -> str | None:
+    """The words of an error as a settle recorded it: an object with `message`, perhaps more."""
+    if isinstance(error, Mapping):
+        error = error.get("traceback") or error.get("message") or error.get("reason")
+    return None if error is None else str(error)
 
 
 _ENDED_WHY: Final = {

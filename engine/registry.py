@@ -329,7 +329,7 @@ def _make_struct(
 
 
 def _default(value: Any) -> Any:
-    """The function's own object, as in a call. By a factory where msgspec refuses defaults that can change."""
+    """The function's own object, as in a call; by a factory where msgspec refuses what can change."""
     if value is None or isinstance(value, str | int | float | bytes | frozenset):
         return msgspec.field(default=value)
     return msgspec.field(default_factory=partial(_itself, value))

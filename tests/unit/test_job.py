@@ -84,8 +84,18 @@ class TestIds:
 
     @pytest.mark.parametrize(
         "text",
-        ["", "x", "0" * 26, "0" * 26 + ".", "0" * 26 + ".01", "0" * 26 + ".1000", "U" * 26 + ".1"]
-        + ["0" * 26 + ".1\n", "0" * 25 + "l.1", "0" * 26 + ".\u0661"],
+        [
+            "",
+            "x",
+            "0" * 26,
+            "0" * 26 + ".",
+            "0" * 26 + ".01",
+            "0" * 26 + ".1000",
+            "U" * 26 + ".1",
+            "0" * 26 + ".1\n",
+            "0" * 25 + "l.1",
+            "0" * 26 + ".\u0661",
+        ],
     )
     def test_what_is_no_job_id_is_refused(self, text: str) -> None:
         with pytest.raises(ValueError, match="not a job id"):
@@ -263,7 +273,7 @@ class TestStatus:
         }
 
     def test_its_own_record_wins(self) -> None:
-        own = {"attempts": 4, "started_at": 3_000, "finished_at": 4_000, "error": "boom", "reason": "retries"}
+        own = {"attempts": 4, "started_at": 3_000, "finished_at": 4_000, "error": {"message": "boom"}}
         found = self.status(b"CD,2,0,1000,2000,high,A*2", index=1, own=own)
         assert (found.status, found.attempts, found.error) == ("dead", 4, "boom")
         assert found.started_at == datetime.fromtimestamp(3, UTC)

@@ -169,8 +169,11 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("payload", "fault"),
-        [(b"{}", "missing"), (b'{"to":"a","x":1}', "unknown"), (b'{"to":1}', "wrong"), (b"[]", "wrong")]
-        + [
+        [
+            (b"{}", "missing"),
+            (b'{"to":"a","x":1}', "unknown"),
+            (b'{"to":1}', "wrong"),
+            (b"[]", "wrong"),
             (b"\xff", "wrong"),
             (b"", "wrong"),
             (b'{"to":"\xff"}', "wrong"),
