@@ -1,4 +1,7 @@
-# cython: boundscheck=False, wraparound=False
-"""The compiled fast path of the engine."""
+# cython: language_level=3, boundscheck=False, wraparound=False, autotestdict=False
+"""The compiled fast path of the engine; its parts are included by noun."""
 
 COMPILED = True
+
+include "_crc.pxi"
+include "_frame.pxi"
