@@ -34,7 +34,8 @@ $(VENV)/.tree: FORCE | $(VENV)/bin/python
 	@printf '%s\n' $(TREE) | cmp -s - $@ || printf '%s\n' $(TREE) > $@
 
 $(VENV)/.built: $(VENV)/.deps $(VENV)/.tree setup.py $(CYTHON)
-	flock $(VENV)/.lock $(BIN)/python -m pip install -q --disable-pip-version-check \
+	@echo 'building and installing tqe'
+	@PYTHONWARNINGS=ignore flock $(VENV)/.lock $(BIN)/python -m pip install -q --disable-pip-version-check \
 		--no-build-isolation --config-settings editable_mode=strict -e .
 	@touch $@
 
@@ -55,7 +56,7 @@ campaign: install
 	$(PYTEST) -m campaign $(PYTEST_ARGS)
 
 stub: install
-	$(BIN)/python -m mypy.stubtest tqe._fast
+	$(BIN)/python -m mypy.stubtest tqe._fast --allowlist tests/stubtest_allow.txt --ignore-unused-allowlist
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(VENV)/.built $(VENV)/.deps $(VENV)/.tree
