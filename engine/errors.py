@@ -43,7 +43,13 @@ class ServerError(TQEError):
 
 
 class RedisUnavailable(ServerError):
-    """Redis cannot be reached, is loading or busy. What was asked was not done; try again later."""
+    """Redis cannot be reached, is loading or busy, or the connection broke. `applied` is False when what
+    was asked was surely not done, so that it may be repeated, and None when nobody can tell. Try again
+    later."""
+
+    def __init__(self, message: str = "", *, applied: bool | None = None) -> None:
+        super().__init__(message)
+        self.applied = applied
 
 
 class ServerUnfit(ServerError):
