@@ -21,6 +21,7 @@ RANKS: Mapping[str, int] = {
     "codec": 1,
     "registry": 1,
     "telemetry": 1,
+    "current": 1,
     "_fast": 1,
     "_pure": 1,
     "lua": 1,
