@@ -42,7 +42,7 @@ class ServerVersion:
         return f"{self.product} {'.'.join(str(number) for number in self.numbers)}"
 
     def reads(self, written: ServerVersion) -> bool:
-        """Whether this server can open what `written` wrote: a newer file format is refused by an older server.
+        """Whether this server can open what `written` wrote: an older server refuses a newer file format.
 
         Patch releases share a format, so only the first two numbers count.
         """

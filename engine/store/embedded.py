@@ -253,9 +253,7 @@ def _become_user(folder: Folder, deadline_s: float) -> int:
     return lock
 
 
-def _until_ready(
-    folder: Folder, options: _Options, deadline_s: float, timeout_s: float
-) -> Mapping[str, str]:
+def _until_ready(folder: Folder, options: _Options, deadline_s: float, timeout_s: float) -> Mapping[str, str]:
     """The server's INFO once it serves commands; starts a keeper whenever none is there."""
     failure_before = _failure_stamp(folder)
     starts = 0
@@ -396,7 +394,7 @@ def parse_info(text: str) -> Mapping[str, str]:
     if text.startswith("-"):
         return {}
     pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
-    return dict(pairs)  # type: ignore[arg-type]  # split with maxsplit 1 on a line that has a colon: two
+    return dict(pairs)
 
 
 def _failure_stamp(folder: Folder) -> int:

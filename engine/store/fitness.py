@@ -27,7 +27,7 @@ Level = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing about a server: `error` forbids its use, `warning` weakens a promise, `note` is good to know."""
+    """One thing about a server: `error` forbids its use, `warning` weakens a promise."""
 
     level: Level
     code: str
@@ -100,7 +100,9 @@ def _check_persistence(info: Mapping[str, Any]) -> list[Finding]:
     found = []
     if _is_on(info, "loading"):
         done = info.get("loading_loaded_perc", "?")
-        found.append(Finding("error", "loading", f"the server is still loading its data ({done} %): try later"))
+        found.append(
+            Finding("error", "loading", f"the server is still loading its data ({done} %): try later")
+        )
     if str(info.get("aof_enabled", "1")) == "0":
         text = (
             "the append-only file is off, so a crash of Redis loses jobs that were acknowledged: "

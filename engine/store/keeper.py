@@ -28,7 +28,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -39,6 +39,7 @@ BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 STABLE_AFTER_S = 60.0  # a server that lived this long starts again without a history
 TICK_MAX_S = 1.0
+SOCKET_PATIENCE_S = 10.0  # a server makes its socket before it loads its data
 STOP_PATIENCE_S = 60.0  # a shutdown writes and syncs the rest of the AOF: slow disks need time
 ORPHAN_PATIENCE_S = 0.3
 WORDS_MAX = 500
@@ -105,23 +106,24 @@ def ask(path: str, command: str, *, timeout_s: float = 1.0) -> str | None:
     return body.decode("utf-8", "replace").strip() or None
 
 
-def lock_holders(path: Path) -> Iterator[int]:
+def lock_holders(path: Path) -> list[int]:
     """Processes of this user, other than this one, that hold the flock on `path`.
 
     A process that merely reads the file (a backup) has it open without the lock, and is not named.
     """
     wanted = os.stat(path)
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            for descriptor in os.listdir(f"/proc/{entry.name}/fd"):
-                found = os.stat(f"/proc/{entry.name}/fd/{descriptor}")
-                if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino):
-                    continue
-                if "FLOCK" in Path(f"/proc/{entry.name}/fdinfo/{descriptor}").read_text():
-                    yield int(entry.name)
-                    break
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return [pid for pid in pids if pid != os.getpid() and _holds_lock(pid, wanted)]
+
+
+def _holds_lock(pid: int, wanted: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):  # it is gone meanwhile, or another user's
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                found = os.stat(f"/proc/{pid}/fd/{descriptor}")
+                if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return "FLOCK" in Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text()
+    return False
 
 
 def backoff_s(failures: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
@@ -198,13 +200,15 @@ class Keeper:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.socket_path)
         try:
-            self.child = subprocess.Popen(
-                [self.binary, str(self.folder.config)],
-                stdin=subprocess.DEVNULL,
-                cwd="/",
-                pass_fds=(server_lock,),
-                preexec_fn=self._die_with_keeper(),
-            )
+            # By stdin: Redis takes the name of a file for a pattern when it has a `?`, `*` or `[`.
+            with open(self.folder.config, "rb") as config:
+                self.child = subprocess.Popen(
+                    [self.binary, "-"],
+                    stdin=config,
+                    cwd="/",
+                    pass_fds=(server_lock,),
+                    preexec_fn=self._die_with_keeper(),
+                )
         except (OSError, subprocess.SubprocessError) as error:
             self.child = None
             say(f"cannot run {self.binary}: {error}")
@@ -215,16 +219,16 @@ class Keeper:
 
     def _watch(self, child: subprocess.Popen[bytes]) -> tuple[bool, str]:
         answered = False
-        socket_missing = 0
+        socket_seen_s = time.monotonic()
         while child.poll() is None:
             if not answered:
                 answered = ask(self.socket_path, "PING", timeout_s=self.tick_s) is not None
                 if answered:
                     say(f"redis-server {child.pid} answers")
-            # An answering server whose socket was deleted can never be reached again.
-            socket_missing = socket_missing + 1 if answered and not os.path.exists(self.socket_path) else 0
-            if socket_missing > 1:
-                say(f"{self.socket_path} was removed; restarting the server to make it anew")
+            if os.path.exists(self.socket_path):
+                socket_seen_s = time.monotonic()
+            elif time.monotonic() - socket_seen_s > (2 * self.tick_s if answered else SOCKET_PATIENCE_S):
+                say(f"{self.socket_path} was removed, nobody can connect: starting the server anew")
                 self._stop_server(child)
                 return True, ""
             if self._wiped():
