@@ -54,11 +54,12 @@ def check(info: Mapping[str, Any]) -> list[Finding]:
 
 def _check_version(info: Mapping[str, Any]) -> list[Finding]:
     product, text = _product(info)
-    numbers = _numbers(text)
-    if numbers is None:
+    compatible = _numbers(str(info.get("redis_version", "")))  # what all products claim to be like
+    numbers = _numbers(text) or compatible
+    if numbers is None or compatible is None:
         return [Finding("warning", "version", "the server does not tell its version; 6.2 or newer is needed")]
     name = f"{product.capitalize()} {text}"
-    if numbers[:2] < VERSION_MIN:
+    if compatible[:2] < VERSION_MIN:
         return [Finding("error", "version", f"the server is {name} and 6.2 or newer is needed: upgrade it")]
     if product not in LUA_FIXED:
         return [Finding("warning", "product", f"the server is {name}, with which TQE has not been tested")]
@@ -131,7 +132,7 @@ def _product(info: Mapping[str, Any]) -> tuple[str, str]:
     """Valkey and the others report a `redis_version` for compatibility, and their own beside it."""
     for product in ("valkey", "dragonfly", "keydb"):
         if info.get(f"{product}_version"):
-            return product, str(info[f"{product}_version"]).removeprefix("df-").removeprefix("v")
+            return product, str(info[f"{product}_version"])
     return "redis", str(info.get("redis_version", ""))
 
 

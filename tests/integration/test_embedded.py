@@ -1,4 +1,4 @@
-"""The embedded server with real processes: one of it, private, back after every kind of death, gone when unused."""
+"""The embedded server with real processes: one of it, private, back after each death, gone when unused."""
 
 import contextlib
 import fcntl
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,50 @@ def test_a_path_too_long_for_a_socket_gets_one_elsewhere(tmp_path: Path) -> None
     shutil.rmtree(Path(server.socket).parent)
 
 
+def test_nothing_of_a_careless_starter_is_inherited(data_dir: Path) -> None:
+    """Blocked signals would make keeper and server deaf; a pinned worker would put Redis on its own CPU."""
+    cpus = os.sched_getaffinity(0)
+    blocked = {signal.SIGTERM, signal.SIGCHLD}
+    with ensure(data_dir, linger_s=LINGER_S) as server:
+        end_keeper(data_dir)
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        os.sched_setaffinity(0, {min(cpus)})
+        try:
+            server.revive()
+        finally:
+            os.sched_setaffinity(0, cpus)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+        assert os.sched_getaffinity(server.pid) == cpus
+        for pid in (server.pid, keeper_pid(data_dir)):
+            fields = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            assert int(fields["SigBlk"], 16) == 0
+
+
+def test_a_process_forked_meanwhile_does_not_keep_the_keepers_lock(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, seen = embedded._start_keeper, []
+
+    def start_while_someone_forks(folder: Folder, options: embedded._Options, lock: int) -> None:
+        child = os.fork()
+        if child == 0:
+            os._exit(keeper.is_same_file(lock, folder.keeper_lock) if is_open(lock) else 0)
+        seen.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        start(folder, options, lock)
+
+    monkeypatch.setattr(embedded, "_start_keeper", start_while_someone_forks)
+    ensure(data_dir, linger_s=LINGER_S).close()
+    assert seen == [0]
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
 # ------------------------------------------------------------------ deaths
 
 
@@ -251,8 +296,7 @@ def test_a_killed_server_comes_back_with_its_data(server: EmbeddedServer) -> Non
     for round_ in range(3):
         put(server, f"key{round_}", "acknowledged")
         os.kill(server.pid, signal.SIGKILL)
-        dead = server.pid
-        wait_until(lambda: revived(server, dead), timeout=5, what="another server answers")
+        wait_until(partial(revived, server, server.pid), timeout=5, what="another server answers")
     assert [get(server, f"key{round_}") for round_ in range(3)] == [b"acknowledged"] * 3
 
 
@@ -272,7 +316,9 @@ def test_a_killed_keeper_takes_its_server_along_and_the_next_user_starts_one(dat
         pid = keeper_pid(data_dir)
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: is_gone(pid))  # only for the keeper: its server may still be there
+        wait_until(partial(is_gone, pid))  # only for the keeper: its server may still be there
+        if round_ == 3:
+            wait_until(partial(is_gone, users[-1].pid), what="no server runs without a keeper")
     users[0].revive()
     assert [get(users[0], f"key{round_}") for round_ in range(4)] == [b"acknowledged"] * 4
     assert servers(data_dir) == [users[0].pid]
@@ -330,7 +376,7 @@ def test_a_server_that_cannot_start_is_reported_to_everyone_who_waits(data_dir: 
         threads = [threading.Thread(target=wait_too) for _ in range(3)]
         for thread in threads:
             thread.start()
-        with pytest.raises(RedisUnavailable, match="does not start: .*Bad file format"):
+        with pytest.raises(RedisUnavailable, match=r"does not start: .*Bad file format"):
             server.revive()
         for thread in threads:
             thread.join(20)
@@ -584,8 +630,8 @@ def test_a_newer_server_keeps_the_data_and_an_older_one_refuses_it(
         folder_of(data_dir).server.unlink(missing_ok=True)  # the second time from the files alone
 
 
-def test_runs_where_flock_is_all_that_holds(data_dir: Path) -> None:
-    """A keeper that someone starts by hand does not become a second one."""
+def test_a_second_keeper_is_refused(data_dir: Path) -> None:
+    """By the lock alone, so also when someone starts it by hand."""
     with ensure(data_dir, linger_s=LINGER_S) as server:
         folder = folder_of(data_dir)
         command = [sys.executable, "-m", "tqe.store.keeper", "--folder", str(folder.path)]
