@@ -1,6 +1,6 @@
 """Types of the compiled fast path."""
 
-from typing import Final, final
+from typing import Any, Final, final
 
 COMPILED: bool
 
@@ -109,3 +109,5 @@ def rewrite(
     lane: str | None = None,
 ) -> bytes: ...
 def types(frame: bytes) -> str: ...
+def job_at(frame: bytes, index: int) -> tuple[bytes, bytes, bytes, bool]: ...
+def plain_payloads(payloads: list[Any]) -> int: ...

@@ -371,7 +371,7 @@ cdef bytes frame_part(const FrameHead *h, unsigned int start, unsigned int stop,
 
 
 cdef int64_t counter(object value, str name, int64_t most) except? -2:
-    """A counter for the header. Stops at the end of its field: an overflow must not keep a job from settling."""
+    """A counter for the header. Stops at its field's end: an overflow must not keep a job from settling."""
     if value is None:
         return -1
     if value < 0:
@@ -528,6 +528,15 @@ cdef class Header:
         return f"<Header {self.lease.decode()} total={self.total} lane={self.lane} flags={self.flags}>"
 
 
+cdef tuple job_parts(const JobRef *job):
+    return (
+        PyBytes_FromStringAndSize(<const char *>job.type, job.type_bytes),
+        PyBytes_FromStringAndSize(<const char *>job.payload, job.payload_bytes),
+        PyBytes_FromStringAndSize(<const char *>job.options, job.options_bytes),
+        True if job.zstd else False,
+    )
+
+
 cdef inline Header header_of(bytes frame, const FrameHead *h):
     cdef Header header = Header.__new__(Header)
     header._head = h[0]
@@ -646,14 +655,21 @@ def walk(bytes frame not None):
         p = next_job(p, end, &job)
         if p == NULL:
             frame_raise(FAULT_BODY)
-        out.append((
-            i,
-            PyBytes_FromStringAndSize(<const char *>job.type, job.type_bytes),
-            PyBytes_FromStringAndSize(<const char *>job.payload, job.payload_bytes),
-            PyBytes_FromStringAndSize(<const char *>job.options, job.options_bytes),
-            True if job.zstd else False,
-        ))
+        out.append((i, *job_parts(&job)))
     return out
+
+
+def job_at(bytes frame not None, int index):
+    """The job at an absolute index: (type, payload as stored, options, zstd)."""
+    cdef FrameHead h
+    cdef JobRef job
+    cdef unsigned int starts[F_JOBS_MAX + 1]
+    frame_sound(frame, &h, starts)
+    if index < h.base or index >= h.base + h.n:
+        raise ValueError(f"the range {index}, 1 does not lie in the frame's {h.base}, {h.n}")
+    memset(&job, 0, sizeof(job))
+    next_job(h.data + starts[index - h.base], h.data + h.size, &job)
+    return job_parts(&job)
 
 
 def cut(bytes frame not None, list ranges not None, *, run=None, attempts=None, crashes=None, reaps=None, unknowns=None,

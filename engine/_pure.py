@@ -8,6 +8,8 @@ refused for the same one.
 import re
 import zlib
 from collections.abc import Iterator
+from itertools import islice
+from math import isfinite
 from typing import Any, Final, final
 
 from tqe.errors import DamagedFrame, NewerFrame
@@ -22,6 +24,7 @@ _JOBS_MAX = 1_000
 _OPTIONS_BYTES_MAX = 99_999
 _JOB_OPTIONS_BYTES_MAX = 65_535
 _PAYLOAD_BYTES_MAX = (1 << 30) - 1
+_DEPTH_MAX = 64  # of a payload
 _BIT_ZSTD = 1 << 30
 _BIT_OPTIONS = 1 << 31
 
@@ -255,6 +258,25 @@ def types(frame: bytes) -> str:
     return ";".join(f"{name.decode()}*{k}" for name, k in runs)
 
 
+def plain_payloads(payloads: list[Any]) -> int:
+    """How many payloads, from the first on, are certainly sound: dicts of plain JSON data, not too deep.
+
+    The one at the place returned may still be sound; it needs the slow look of tqe.codec.payload.
+    """
+    for i, payload in enumerate(payloads):
+        if type(payload) is not dict or not _plain(payload, 0):
+            return i
+    return len(payloads)
+
+
+def job_at(frame: bytes, index: int) -> tuple[bytes, bytes, bytes, bool]:
+    """The job at an absolute index: (type, payload as stored, options, zstd)."""
+    header, _ = _sound(frame)
+    _check_range(header, index, 1)
+    _, name, payload, options, zstd = next(islice(_jobs(frame, header), index - header.base, None))
+    return name, payload, options, zstd
+
+
 # --- reading ---
 
 
@@ -351,6 +373,21 @@ def _checksum(frame: bytes | bytearray) -> int:
     return zlib.crc32(view[HEADER_BYTES:], zlib.crc32(view[:102]))
 
 
+def _plain(value: Any, depth: int) -> bool:
+    kind = type(value)
+    if value is None or kind is str or kind is bool:
+        return True
+    if kind is int:
+        return bool(-(1 << 63) <= value < 1 << 63)
+    if kind is float:
+        return isfinite(value)
+    if depth >= _DEPTH_MAX:
+        return False
+    if kind is dict:
+        return all(type(key) is str and _plain(item, depth + 1) for key, item in value.items())
+    return (kind is list or kind is tuple) and all(_plain(item, depth + 1) for item in value)
+
+
 # --- writing ---
 
 _Changes = dict[int, tuple[int, int]]  # offset of a field -> its width, its new value
@@ -388,7 +425,7 @@ def _changes(
 
 
 def _counter(value: int, name: str, width: int) -> int:
-    """A counter for the header. Stops at the end of its field: an overflow must not keep a job from settling."""
+    """A counter for the header. Stops at its field's end: an overflow must not keep a job from settling."""
     if value < 0:
         raise ValueError(f"{name} must not be negative")
     most: int = 10**width - 1

@@ -36,6 +36,7 @@ pack_same = _backend.pack_same
 parse = _backend.parse
 peek = _backend.peek
 walk = _backend.walk
+job_at = _backend.job_at
 cut = _backend.cut
 single = _backend.single
 rewrite = _backend.rewrite
@@ -52,6 +53,7 @@ __all__ = [
     "TRACKED",
     "Header",
     "cut",
+    "job_at",
     "pack",
     "pack_same",
     "parse",
