@@ -5,3 +5,6 @@ COMPILED = True
 
 include "_crc.pxi"
 include "_frame.pxi"
+include "_payload.pxi"
+include "_board.pxi"
+include "_dispatch.pxi"
