@@ -22,6 +22,7 @@ H_STEWARD_PID: Final = 40
 H_STEWARD_BEAT: Final = 48  # ns, CLOCK_BOOTTIME
 H_STEWARD_STOP: Final = 56
 H_LEASE_MS: Final = 64
+H_BURST_DONE: Final = 72  # 1 once the steward has found that no job is left (burst mode); the supervisor then drains
 H_RECOVERY: Final = 1024  # 32 bytes a slot: the recovery id that the steward uses for this slot's leases
 
 RECOVERY_BYTES: Final = 32
@@ -45,6 +46,7 @@ C_KILL_STEP: Final = 88
 # written by the steward
 C_LEASE_UNTIL: Final = 96  # ns, CLOCK_BOOTTIME; the worker raises it too after each fetch
 C_CANCEL_ROW: Final = 104  # job that is to be cancelled while it runs: row + 1 << 32 | index
+C_CANCEL_STEP: Final = 112  # its step if it is the one in user code, else 0; written before C_CANCEL_ROW
 # written by the worker
 C_BEAT: Final = 128  # ns, CLOCK_BOOTTIME, of the loop's last turn
 C_STEP: Final = 136  # counts every entry into user code
@@ -65,6 +67,7 @@ C_HELPER: Final = 248  # job on the helper thread: row + 1 << 32 | index, 0 = no
 C_COUNTERS: Final = 256  # COUNTER_* words
 C_INCARNATION: Final = 1024  # 26 bytes in 32
 C_NEXT_INCARNATION: Final = 1056  # set while a takeover is under way
+C_CANCEL_ID: Final = 1088  # frame id (26 bytes in 32) of the job in C_CANCEL_ROW: a row is used again, so compare before acting
 
 COUNTERS: Final = (
     "completed",
@@ -127,6 +130,7 @@ JOB_LEASED, JOB_STARTED, JOB_DONE, JOB_RECORDED, JOB_RETURNED = 0, 1, 2, 3, 4
 HALVES: Final = 2
 HALF_BYTES: Final = 524_288
 RECORD_HEADER_BYTES: Final = 40
+ROOM_BYTES: Final = 81_920  # that must be left before a job may start: its result, its error, the header
 # record: u32 length, u32 row, u16 index, u8 status, u8 flags, u32 delay_ms, u64 started_ms, u64 finished_ms, u32 error, u32 result
 RECORD_STRUCT: Final = "<IIHBBIQQII"
 OUT_DONE, OUT_RETRY, OUT_DEAD, OUT_CANCELLED, OUT_EXPIRED, OUT_UNKNOWN, OUT_RETURNED = 1, 2, 3, 4, 5, 6, 7
