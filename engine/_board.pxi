@@ -89,7 +89,7 @@ def board_constants():
         "R_RANGE": R_RANGE, "R_BLOCK": R_BLOCK, "R_ID": R_ID, "R_RUN": R_RUN, "R_STATES": R_STATES,
         "INLINE_JOBS": INLINE_JOBS, "BLOCKS": BLOCKS, "BLOCK_BYTES": BLOCK_BYTES, "JOB_LEASED": JOB_LEASED,
         "JOB_STARTED": JOB_STARTED, "JOB_DONE": JOB_DONE, "JOB_RECORDED": JOB_RECORDED, "JOB_RETURNED": JOB_RETURNED,
-        "HALVES": HALVES, "HALF_BYTES": HALF_BYTES, "RECORD_HEADER_BYTES": RECORD_HEADER_BYTES, "OUT_DONE": OUT_DONE,
+        "HALVES": HALVES, "HALF_BYTES": HALF_BYTES, "RECORD_HEADER_BYTES": RECORD_HEADER_BYTES, "ROOM_BYTES": ROOM_BYTES, "OUT_DONE": OUT_DONE,
         "O_TASKS": O_TASKS, "O_ROWS": O_ROWS, "O_BLOCKS": O_BLOCKS, "O_HALVES": O_HALVES, "SLOT_BYTES": SLOT_BYTES,
         "ROW_LIVE": ROW_LIVE,
     }
@@ -213,6 +213,13 @@ cdef class Slot:
     def end_settle(self, int half):
         """The reply of the settle that took this half was read: reset it."""
         if self.used[half] and half != self.half:
+            tqe_store32(self.base + O_HALVES + half * HALF_BYTES, 0)
+            self.used[half] = 0
+
+    def reset_halves(self):
+        """All that was recorded is settled: begin anew."""
+        cdef int half
+        for half in range(2):
             tqe_store32(self.base + O_HALVES + half * HALF_BYTES, 0)
             self.used[half] = 0
 

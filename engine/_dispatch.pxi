@@ -120,6 +120,7 @@ cdef class Lease:
     """A frame that this worker holds: where the walk stands, and its row on the board."""
 
     cdef readonly bytes frame
+    cdef readonly object header
     cdef readonly bytes frame_id
     cdef readonly int base
     cdef readonly int n
@@ -141,7 +142,9 @@ cdef class Lease:
     cdef public unsigned long long started_ms
     cdef public unsigned long long finished_ms
     cdef public unsigned long long first_done_ns
-    cdef public bint settling
+    cdef public bint settling  # a settle of it is unanswered
+    cdef public object pieces  # how to cut what was given back: [(base, n)]
+    cdef public bint lost  # fenced: nothing of it may be settled any more
     cdef public double predicted_ns
     cdef readonly bint tracked
     cdef const char *_p
@@ -152,6 +155,7 @@ cdef class Lease:
     def __init__(self, bytes frame not None, header, Slot slot not None, int rank=0):
         """`header` is codec.parse(frame), which has checked shape, CRC and walk: the walk here trusts them."""
         self.frame = frame
+        self.header = header
         self.frame_id = header.frame_id
         self.base = header.base
         self.n = header.n
@@ -169,7 +173,8 @@ cdef class Lease:
         self.options = None
         self.rank = rank
         self.claims = [(self.base, self.n)]
-        self.settling = False
+        self.settling = self.lost = False
+        self.pieces = ()
         self.started_ms = self.finished_ms = self.fetched_ns = self.first_done_ns = 0
         self.predicted_ns = 0
         self._p = PyBytes_AS_STRING(frame)
@@ -192,13 +197,22 @@ cdef class Lease:
                 return False
         return True
 
-    def finished(self):
-        """Jobs that have ended and are not settled with the claims yet (an upper bound: all ended ones of the row)."""
-        cdef int i, k = 0
-        for i in range(self.next - self.base):
-            if self._state[i] == JOB_DONE or self._state[i] == JOB_RECORDED:
-                k += 1
-        return k
+    def to_settle(self):
+        """Whether a claim holds a job that has ended or was given back."""
+        cdef int i, base, n
+        for claim in self.claims:
+            base = claim[0] - self.base
+            n = claim[1]
+            for i in range(base, base + n):
+                if self._state[i] >= JOB_DONE:
+                    return True
+        return False
+
+    def next_type(self):
+        """Type of the next job to start."""
+        if self.next >= self.stop:
+            raise IndexError("nothing left")
+        return PyBytes_FromStringAndSize(self._pos + 1, <unsigned char>self._pos[0])
 
     def give_back(self, int index):
         """Mark all jobs from `index` on as returned: this worker will not start them."""
@@ -486,6 +500,10 @@ cdef class Runner:
                 PyBytes_AS_STRING(encoded), <unsigned int>PyBytes_GET_SIZE(encoded)):
             return self._on_result(lease, index, entry, result)
         lease._state[index - lease.base] = JOB_RECORDED
+
+    def invoke(self, Entry entry not None, args):
+        """Call a task with its decoded arguments, outside of the board: for coroutines and the helper thread."""
+        return call_task(entry, args)
 
     def steps(self, coroutine, Lease lease not None, int index, Entry entry not None, *, unsigned long long timeout_ms,
               unsigned long long hard_ms, unsigned long long retries):

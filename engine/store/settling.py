@@ -100,6 +100,11 @@ def retry_rule(max_retries: int, base_ms: int, cap_ms: int) -> int:
     return max_retries & 0xFFF | (base_ms & 0xFFFFFF) << 12 | (cap_ms & 0xFFFFFFF) << 36
 
 
+def lease_name(frame_id: bytes, base: int, n: int, run: int) -> bytes:
+    """Name of the lease of a part: what its header carries at bytes 4 to 45 once it is cut."""
+    return b"%b.%03d.%04d.%05d" % (frame_id, base, n, run)
+
+
 def backoff_ms(attempt: int, base_ms: int, cap_ms: int) -> int:
     """Delay before the next try after `attempt` failures (1 for the first): half fixed, half random.
 
@@ -241,7 +246,7 @@ def claim(
     Without `crash` the worker speaks for itself: what is not ended is kept. With it the steward speaks for a dead worker: the
     job that ran is charged, all else that did not end goes back. `pieces` says how to cut what was given back.
     """
-    lease = codec.lease_name(header.frame_id, base, n, header.run)
+    lease = lease_name(header.frame_id, base, n, header.run)
     item = Item(lease, header.frame_id, bool(header.flags & 1), started_ms, finished_ms)
     build = _Claim(frame, header, row, item, crash)
     build.cuts = {piece_base: piece_n for piece_base, piece_n in pieces}
@@ -419,6 +424,14 @@ def recover(leases: Iterable[tuple[bytes, bytes]], rows: list[Row], crash: Crash
             claim(frame, header, row, header.base, header.n, crash=crash, started_ms=crash.now_ms, finished_ms=crash.now_ms)
         )
     return batch
+
+
+def returned(lease: bytes, frame: bytes) -> Item:
+    """A whole lease that goes back as it came."""
+    header = codec.peek(frame)
+    item = Item(lease, header.frame_id, bool(header.flags & 1))
+    item.parts.append(Part(RETURNED, b"", frame, header.lane))
+    return item
 
 
 def quarantined(lease: bytes, frame: bytes) -> Item:

@@ -1,0 +1,42 @@
+"""The hot path's parts: the worker's slot of the board, its tasks, its leases, its runner. Compiled, else the plain-Python twin.
+
+They write the same board. The twin's stores are not ordered against a kill as the compiled ones are, so that after a crash of a
+worker that ran on it the steward may run finished jobs again: it serves where no compiler was, not for speed or exactness.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqe import _fast as _backend
+else:
+    try:
+        from tqe import _fast as _backend
+    except ImportError:
+        from tqe import _pure_board as _backend
+
+Entry = _backend.Entry
+Lease = _backend.Lease
+Runner = _backend.Runner
+Slot = _backend.Slot
+
+MODES = {"fields": 0, "struct": 1, "kwargs": 2}
+RUN_ENDED = _backend.RUN_ENDED
+RUN_TIME = _backend.RUN_TIME
+RUN_STOP = _backend.RUN_STOP
+RUN_FULL = _backend.RUN_FULL
+RUN_LEASE_END = _backend.RUN_LEASE_END
+RUN_SPECIAL = _backend.RUN_SPECIAL
+
+__all__ = [
+    "MODES",
+    "RUN_ENDED",
+    "RUN_FULL",
+    "RUN_LEASE_END",
+    "RUN_SPECIAL",
+    "RUN_STOP",
+    "RUN_TIME",
+    "Entry",
+    "Lease",
+    "Runner",
+    "Slot",
+]

@@ -1,0 +1,165 @@
+"""A worker's own connection to Redis: many requests in one write, replies in order, one deadline for all of them.
+
+redis-py's asyncio connection copies each frame twice, pauses the transport at 64 KiB and arms a timer for every read; here a
+reply goes from the socket into hiredis and from there to whoever waits. Requests are never repeated, except that a script that
+the server does not know is sent again with its text: a NOSCRIPT reply means that nothing was applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import hiredis
+
+from tqe import clock
+from tqe.errors import RedisUnavailable
+from tqe.store.call import Call, reply_error
+from tqe.store.scripts import SCRIPTS
+
+_BUFFER_BYTES: Final = 256 * 1024
+_KEEPALIVE_S: Final = 5
+
+Argument = bytes | str | int | float
+
+
+class Wire(asyncio.BufferedProtocol):
+    """One connection. Use `connect`; `call` and `command` give futures that end with the reply or an exception."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._none = object()
+        self._reader = hiredis.Reader(notEnoughData=self._none)
+        self._waiting: deque[tuple[asyncio.Future[Any], Call | None, int]] = deque()
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self.closed = False
+
+    # -- asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A peer that vanished without a word (no RST) is found even while a blocking pop waits for nothing.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._reader.feed(self._buffer, 0, nbytes)
+        try:
+            while (reply := self._reader.gets()) is not self._none:
+                self._answer(reply)
+        except (hiredis.ProtocolError, IndexError) as e:
+            self.close(RedisUnavailable(f"Redis answered what is not its protocol: {e}", applied=None))
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close(RedisUnavailable("the connection to Redis was closed", applied=None))
+
+    # -- ours
+
+    def call(self, calls: Sequence[Call], *, timeout_ms: int) -> list[asyncio.Future[Any]]:
+        """Send script calls in one write; one future a call, in order."""
+        packed: list[bytes] = []
+        futures: list[asyncio.Future[Any]] = []
+        for call in calls:
+            script = SCRIPTS[call.script]
+            packed.append(hiredis.pack_command(("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args)))
+            futures.append(self._expect(call, timeout_ms))
+        self._write(b"".join(packed))
+        return futures
+
+    def command(self, *arguments: Argument, timeout_ms: int) -> asyncio.Future[Any]:
+        """Send one plain command."""
+        future = self._expect(None, timeout_ms)
+        self._write(hiredis.pack_command(arguments))
+        return future
+
+    def check(self) -> None:
+        """Close the connection if a reply is overdue. The caller's tick calls this: one deadline, no timer a request."""
+        if self._waiting and clock.monotonic_ns() > self._waiting[0][2]:
+            self.close(RedisUnavailable("Redis did not answer in time", applied=None))
+
+    def close(self, error: Exception | None = None) -> None:
+        """Close; whoever still waits gets the error. What was sent may yet be executed: nobody may assume that it was not."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+        failure = error or RedisUnavailable("the connection to Redis was closed", applied=None)
+        while self._waiting:
+            future, _, _ = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(failure)
+                future.exception()  # a failure that nobody awaits any more is not worth a log line
+
+    def _expect(self, call: Call | None, timeout_ms: int) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting.append((future, call, clock.monotonic_ns() + timeout_ms * 1_000_000))
+        return future
+
+    def _write(self, data: bytes) -> None:
+        if self.closed or self._transport is None:
+            self.closed = False  # let close() fail those who have just begun to wait
+            self.close()
+            return
+        self._transport.write(data)
+
+    def _answer(self, reply: Any) -> None:
+        future, call, deadline = self._waiting.popleft()
+        if isinstance(reply, hiredis.ReplyError):
+            if call is not None and str(reply).startswith("NOSCRIPT"):
+                text = SCRIPTS[call.script].text
+                self._waiting.append((future, None, deadline))
+                self._write(hiredis.pack_command(("EVAL", text, len(call.keys), *call.keys, *call.args)))
+                return
+            if not future.done():
+                future.set_exception(reply_error(str(reply), call.script if call else ""))
+                future.exception()
+        elif not future.done():
+            future.set_result(reply)
+
+
+async def connect(url: str, *, timeout_ms: int) -> Wire:
+    """Open a connection and log in. Raises RedisUnavailable, never with the password in its text."""
+    loop = asyncio.get_running_loop()
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    try:
+        async with asyncio.timeout(timeout_ms / 1000):
+            if parts.scheme == "unix":
+                _, wire = await loop.create_unix_connection(Wire, unquote(parts.path))
+                database = query.get("db", ["0"])[0]
+            else:
+                context = ssl.create_default_context() if parts.scheme == "rediss" else None
+                _, wire = await loop.create_connection(
+                    Wire, parts.hostname or "127.0.0.1", parts.port or 6379, ssl=context
+                )
+                database = parts.path.strip("/") or query.get("db", ["0"])[0]
+            if parts.password:
+                names = [unquote(parts.username)] if parts.username else []
+                await wire.command("AUTH", *names, unquote(parts.password), timeout_ms=timeout_ms)
+            if database != "0":
+                await wire.command("SELECT", database, timeout_ms=timeout_ms)
+            return wire
+    except TimeoutError as e:
+        raise RedisUnavailable("Redis did not accept a connection in time", applied=False) from e
+    except OSError as e:
+        raise RedisUnavailable(f"cannot reach Redis: {e.strerror or type(e).__name__}", applied=False) from e

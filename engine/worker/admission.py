@@ -1,0 +1,128 @@
+"""How much of what was fetched a worker keeps, and how the rest is cut: by predicted time, never by count.
+
+A worker that keeps a quantum (5 ms) of predicted work holds thousands of no-op jobs and one long job: no short job waits behind
+a long one in a private buffer. What is not kept goes back at once, cut into pieces that other workers can take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+PIECES_MAX: Final = 32
+# Of a type that was never measured, a worker takes 1 job, then 8, 64, 512 while they turn out short.
+RAMP: Final = ((1, 1), (9, 8), (73, 64), (585, 512))
+UNMEASURED_PIECES: Final = 8
+
+
+class Measured(Protocol):
+    """What admission reads of a task: its running mean (< 0: never measured) and how many jobs stand behind it."""
+
+    mean_ns: float
+    seen: int
+    is_async: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Of a frame's jobs ahead: how many to keep, their predicted time, and the sizes of the pieces that go back, in order."""
+
+    jobs: int
+    predicted_ns: float
+    pieces: tuple[int, ...]
+
+
+class Admission:
+    """Decides for one worker. `free_slots` limits coroutines, `quantum_ns` the predicted time of synchronous work."""
+
+    def __init__(self, tasks: Mapping[bytes, Measured], *, quantum_ns: int) -> None:
+        self._tasks = tasks
+        self._quantum_ns = quantum_ns
+
+    def keep(self, ahead: Sequence[tuple[bytes, int]], *, held_ns: float, free_slots: int, must: bool) -> Kept:
+        """What to keep of a frame whose jobs ahead are runs of (type, jobs).
+
+        `held_ns` is the predicted time of what the worker holds already; `must` says that it holds nothing, and so has to keep
+        at least one job, however long.
+        """
+        room = self._quantum_ns - held_ns
+        kept = 0
+        predicted = 0.0
+        for key, jobs in ahead:
+            task = self._tasks.get(key)
+            if task is None:
+                take, mean = jobs, 0.0  # settled without being run
+            elif task.is_async:
+                take, mean = min(jobs, max(free_slots, 1 if must and not kept else 0)), 0.0
+                free_slots -= take
+            else:
+                mean = max(task.mean_ns, 0.0)
+                take = min(jobs, self._ramp(task))
+                if mean > 0:
+                    fit = int((room - predicted) / mean)
+                    take = min(take, max(fit, 1 if must and not kept else 0))
+            kept += take
+            predicted += take * mean
+            if take < jobs:
+                break
+        return Kept(kept, predicted, self._pieces(ahead, kept))
+
+    def quick(self, jobs: int, held_ns: float) -> float | None:
+        """Predicted time of so many jobs of any type if all of them are sure to fit, else None: no walk for no-op jobs."""
+        slowest = 0.0
+        for task in self._tasks.values():
+            if task.is_async or task.seen < RAMP[-1][0]:
+                return None
+            slowest = max(slowest, task.mean_ns)
+        predicted = slowest * jobs
+        return predicted if held_ns + predicted <= self._quantum_ns else None
+
+    def _ramp(self, task: Measured) -> int:
+        for seen, jobs in RAMP:
+            if task.seen < seen:
+                return jobs
+        return 1 << 30
+
+    def _pieces(self, ahead: Iterable[tuple[bytes, int]], skip: int) -> tuple[int, ...]:
+        """Up to 32 pieces of equal predicted work, each at least a quantum: a job's bytes are rewritten a few times, not often."""
+        rest: list[tuple[float, int]] = []
+        for key, jobs in ahead:
+            gone = min(skip, jobs)
+            skip -= gone
+            if jobs > gone:
+                task = self._tasks.get(key)
+                mean = -1.0 if task is None or task.is_async or task.mean_ns < 0 else task.mean_ns
+                rest.append((mean, jobs - gone))
+        total_jobs = sum(jobs for _, jobs in rest)
+        if not total_jobs:
+            return ()
+        if any(mean < 0 for mean, _ in rest):
+            return even_pieces(total_jobs, min(UNMEASURED_PIECES, total_jobs))
+        work = sum(mean * jobs for mean, jobs in rest)
+        pieces = max(1, min(PIECES_MAX, total_jobs, int(work / self._quantum_ns)))
+        if len(rest) == 1:
+            return even_pieces(total_jobs, pieces)
+        return _equal_work(rest, work / pieces)
+
+
+def even_pieces(jobs: int, pieces: int) -> tuple[int, ...]:
+    """Split so many jobs as evenly as possible, larger pieces first."""
+    size, more = divmod(jobs, pieces)
+    return tuple(size + 1 if k < more else size for k in range(pieces))
+
+
+def _equal_work(rest: list[tuple[float, int]], share_ns: float) -> tuple[int, ...]:
+    sizes: list[int] = []
+    size = 0
+    work = 0.0
+    for mean, jobs in rest:
+        for _ in range(jobs):
+            size += 1
+            work += mean
+            if work >= share_ns and len(sizes) < PIECES_MAX - 1:
+                sizes.append(size)
+                size, work = 0, 0.0
+    if size:
+        sizes.append(size)
+    return tuple(sizes)

@@ -1,0 +1,180 @@
+"""Decides when a worker fetches and how much, and turns fetched frames into leases, giving back what it will not run soon."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+import msgspec
+
+from tqe import clock, codec, formats
+from tqe.board.board import SlotView
+from tqe.codec import hot
+from tqe.errors import FrameError
+from tqe.settings import Settings
+from tqe.store import working
+from tqe.store.call import Call
+from tqe.store.keys import Keys
+from tqe.worker.admission import Admission
+from tqe.worker.hold import Hold
+from tqe.worker.runner import JobRunner
+from tqe.worker.settler import Settler
+
+log = logging.getLogger("tqe.worker")
+
+JOBS_FIRST: Final = 64  # budget of a fetch while nothing is known of how long jobs take
+JOBS_MAX: Final = 16_384
+
+
+class Fetcher:
+    """One worker's fetcher. At most one fetch is unanswered."""
+
+    def __init__(
+        self, settings: Settings, keys: Keys, slot: hot.Slot, view: SlotView, hold: Hold, runner: JobRunner, settler: Settler
+    ) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._slot = slot
+        self._view = view
+        self._hold = hold
+        self._runner = runner
+        self._settler = settler
+        self._lanes = [working.LaneRule(lane) for lane in settings.lanes]
+        self._rank = {lane: rank for rank, lane in enumerate(settings.lanes)}
+        self._admission = Admission(runner.entries, quantum_ns=settings.quantum_us * 1000)
+        self._calls: working.Fetcher | None = None
+        self._mismatches = 0
+        self._unanswered: asyncio.Future[Any] | None = None
+        self._sent_ns = 0
+        self.empty = False  # the last fetch brought nothing: wait for a token
+        self.trouble = False  # Redis holds other leases for us than we know of
+
+    def begin(self, incarnation: str) -> None:
+        """Speak for a new incarnation; an unanswered fetch of the old one is void."""
+        self._calls = working.Fetcher(self._keys, incarnation, self._lanes, self._settings.lease_ms)
+        self._unanswered = None
+        self._mismatches = 0
+        self.empty = False
+        self.trouble = False
+
+    def wants(self) -> bool:
+        """Whether to fetch now: less than a quantum is at hand, something could start, and Redis may have something."""
+        hold = self._hold
+        return (
+            self._unanswered is None
+            and not self.empty
+            and hold.held_ns < self._settings.quantum_us * 1000
+            and (hold.idle or not self._runner.active)
+            and self._runner.free_slots > 0
+            and len(hold) < formats.IN_FLIGHT_FRAMES_MAX // 2
+            and hold.bytes < formats.IN_FLIGHT_BYTES_MAX // 2
+            and self._slot.free_rows()[1] > 16
+        )
+
+    def call(self) -> Call:
+        """The next fetch, with budgets from the measured time of jobs."""
+        if self._calls is None:
+            raise RuntimeError("begin() first")
+        means = [entry.mean_ns for entry in self._runner.entries.values() if entry.mean_ns > 0]
+        jobs = JOBS_FIRST
+        if means:
+            fastest = min(means)
+            jobs = max(1, min(JOBS_MAX, int(self._settings.quantum_us * 1000 / fastest)))
+        if self._runner.active:
+            jobs = min(jobs, self._runner.free_slots)
+        free_rows, free_blocks = self._slot.free_rows()
+        return self._calls.call(
+            jobs_max=jobs,
+            bytes_max=formats.FETCH_BYTES_MAX,
+            frames_max=min(formats.FETCH_FRAMES_MAX, free_rows - 1, jobs) or 1,
+        )
+
+    def sent(self, future: asyncio.Future[Any], at_ns: int) -> None:
+        """The fetch is on its way."""
+        self._unanswered = future
+        self._sent_ns = at_ns
+
+    @property
+    def answered(self) -> bool:
+        return self._unanswered is not None and self._unanswered.done()
+
+    @property
+    def unanswered(self) -> asyncio.Future[Any] | None:
+        return self._unanswered
+
+    def finish(self) -> int:
+        """Read the reply and take in what it brought. Returns when it was sent, or raises what the call raised."""
+        future, self._unanswered = self._unanswered, None
+        if future is None:
+            raise RuntimeError("no fetch is under way")
+        fetched = working.read_fetch(future.result())
+        now_ns = clock.boottime_ns()
+        self._runner.native.redis_offset_ms = fetched.now_us // 1000 - now_ns // 1_000_000
+        self.empty = not fetched.frames
+        self._view.add("fetches")
+        self._hold.expected += len(fetched.frames)
+        self._audit(fetched.hlen)
+        for at, frame in enumerate(fetched.frames):
+            self.take_in(frame, cancels=fetched.cancels.get(at), now_us=fetched.now_us)
+        return self._sent_ns
+
+    def take_in(self, frame: bytes, *, cancels: set[int] | None = None, now_us: int = 0) -> None:
+        """Make a lease of a frame that Redis says is ours; what will not run soon is marked to go back."""
+        try:
+            header = codec.parse(frame)
+        except FrameError as e:
+            log.error("a frame in Redis is damaged (%s): it goes to quarantine, %d bytes", e, len(frame))
+            self._settler.quarantine(frame[4:45], frame)
+            return
+        try:
+            lease = hot.Lease(frame, header, self._slot, self._rank.get(header.lane, len(self._rank)))
+        except IndexError:
+            self._settler.give_back(header.lease, frame)
+            return
+        self._view.add("fetched", lease.n)
+        lease.cancels = cancels
+        if header.options:
+            lease.options = msgspec.json.decode(header.options)
+        self._keep(lease, now_us)
+        self._hold.add(lease)
+
+    def _keep(self, lease: hot.Lease, now_us: int) -> None:
+        hold = self._hold
+        predicted = self._admission.quick(lease.n, hold.held_ns) if now_us else None
+        if predicted is not None:
+            lease.predicted_ns = predicted
+            return
+        ahead = lease.types_ahead()
+        if now_us and ahead:
+            entry = self._runner.entries.get(ahead[0][0])
+            if entry is not None:
+                entry.waited(lease.n, max(0, now_us - lease.enqueued_us))
+        kept = self._admission.keep(
+            ahead, held_ns=hold.held_ns, free_slots=self._runner.free_slots, must=hold.idle
+        )
+        lease.predicted_ns = kept.predicted_ns
+        if kept.jobs == lease.n:
+            return
+        base = lease.base + kept.jobs
+        pieces = []
+        for size in kept.pieces:
+            pieces.append((base, size))
+            base += size
+        lease.give_back(lease.base + kept.jobs)
+        lease.pieces = pieces
+        self._view.add("returned", lease.n - kept.jobs)
+
+    def _audit(self, hlen: int) -> None:
+        """Compare what Redis holds for us with what we know: on one ordered connection the number is known at each reply.
+
+        A late command of a dead connection, or a failover that undid a settle, leaves a lease in our hash that nobody would ever
+        run: it is ours, and we are alive, so no lease ends. Twice in a row is no accident: the worker takes itself over.
+        """
+        if hlen == self._hold.expected:
+            self._mismatches = 0
+            return
+        self._mismatches += 1
+        if self._mismatches >= 2:
+            log.warning("Redis holds %d leases for this worker, not %d: taking over", hlen, self._hold.expected)
+            self.trouble = True

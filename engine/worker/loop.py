@@ -1,0 +1,374 @@
+"""The order of a worker's life: register, fetch, run, settle, and, at the end, give back and leave."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from tqe import clock
+from tqe.board import layout
+from tqe.board.board import Board, SlotView
+from tqe.codec import hot
+from tqe.registry import Registry
+from tqe.settings import Settings
+from tqe.store import working
+from tqe.store.keys import Keys
+from tqe.worker.fetcher import Fetcher
+from tqe.worker.hold import Hold
+from tqe.worker.link import LOST, Link, Stopped
+from tqe.worker.runner import JobRunner
+from tqe.worker.settler import Settler
+
+log = logging.getLogger("tqe.worker")
+
+TICK_S: Final = 0.1  # how often an idle worker looks at its board
+RSS_EVERY_NS: Final = 1_000_000_000
+EXIT_OK: Final = 0
+
+
+def run_worker(
+    registry: Registry,
+    settings: Settings,
+    board: Board,
+    view: SlotView,
+    redis_url: str,
+    *,
+    install_limit_signal: Callable[[Callable[[], None]], None],
+    on_start: Callable[[], Any] | None = None,
+    on_stop: Callable[[], Any] | None = None,
+) -> int:
+    """Be a worker until the board says stop. Returns the exit code.
+
+    `install_limit_signal(handler)` makes the supervisor's signal call `handler` on the main thread; handlers belong to the
+    supervisor's code. `on_start` and `on_stop` are the app's hooks.
+    """
+    registry.freeze()
+    gc.enable()
+    return uvloop.run(_main(registry, settings, board, view, redis_url, install_limit_signal, on_start, on_stop))
+
+
+async def _main(
+    registry: Registry,
+    settings: Settings,
+    board: Board,
+    view: SlotView,
+    redis_url: str,
+    install_limit_signal: Callable[[Callable[[], None]], None],
+    on_start: Callable[[], Any] | None,
+    on_stop: Callable[[], Any] | None,
+) -> int:
+    worker = Worker(registry, settings, board, view, redis_url)
+    install_limit_signal(worker.runner.interrupt)
+    if on_start is not None:
+        on_start()
+    try:
+        await worker.run()
+    finally:
+        worker.runner.close()
+        if on_stop is not None:
+            on_stop()
+    return EXIT_OK
+
+
+class Worker:
+    """One worker: composes link, fetcher, runner and settler, and decides what is next."""
+
+    def __init__(self, registry: Registry, settings: Settings, board: Board, view: SlotView, redis_url: str) -> None:
+        keys = Keys(settings.namespace)
+        self._settings = settings
+        self._view = view
+        self._hold = Hold()
+        self._slot = hot.Slot(board.memory, layout.slot_offset(view.number))
+        self._changed = asyncio.Event()
+        self.runner = JobRunner(registry, settings, self._slot, view, self._hold, changed=self._changed.set)
+        self._settler = Settler(settings, keys, self._slot, view, self._hold)
+        self._fetcher = Fetcher(settings, keys, self._slot, view, self._hold, self.runner, self._settler)
+        self._link = Link(settings, keys, view, redis_url)
+        self._token: asyncio.Future[Any] | None = None
+        self._slice_ns = settings.quantum_us * 500
+        self._draining = False
+        self._tick_at = 0.0
+        self._rss_at_ns = 0
+
+    async def run(self) -> None:
+        """Register, work, drain, leave."""
+        ticker = asyncio.get_running_loop().create_task(self._tick())
+        try:
+            await self._take_over()
+            await self._learn_means()
+            self._view.set(layout.C_READY, 1)
+            while not self._finished():
+                await self._turn()
+            await self._link.leave()
+        except Stopped:
+            log.warning("stopped while Redis could not be reached; what was leased comes back when the lease ends")
+        finally:
+            ticker.cancel()
+            self._link.close()
+
+    # -- one turn
+
+    async def _turn(self) -> None:
+        self._view.set(layout.C_BEAT, clock.boottime_ns())
+        if self._settler.trouble or self._fetcher.trouble:
+            await self._take_over()
+        try:
+            if self._fetcher.answered:
+                self._link.extended(self._fetcher.finish())
+                self.runner.native.until_ns = self._link.seen_until_ns()
+            if self._settler.unanswered is not None and self._settler.unanswered.done:
+                self._settler.finish()
+        except LOST as e:
+            await self._lost(e)
+            return
+        code = self._run()
+        if code == hot.RUN_STOP:
+            self._obey()
+        elif code == hot.RUN_LEASE_END:
+            self.runner.native.until_ns = self._link.seen_until_ns()
+            if clock.boottime_ns() >= self.runner.native.until_ns:
+                await self._lost(None)
+                return
+        try:
+            await self._exchange(force=code == hot.RUN_FULL)
+        except LOST as e:
+            await self._lost(e)
+            return
+        if self._hold.idle or code == hot.RUN_ENDED:
+            await self._wait()
+        else:
+            await asyncio.sleep(0)
+
+    def _run(self) -> int:
+        if self._view.get(layout.C_STOP):
+            self._obey()
+        self.runner.cancel_marked()
+        if self._hold.idle:
+            self._view.set(layout.C_PHASE, layout.PHASE_BUSY if self.runner.active else layout.PHASE_IDLE)
+            return hot.RUN_ENDED
+        self._view.set(layout.C_PHASE, layout.PHASE_BUSY)
+        begun = clock.boottime_ns()
+        code = self.runner.run_slice(self._slice_ns)
+        spent = clock.boottime_ns() - begun
+        self._view.add("busy_ns", spent)
+        first = self._hold.first
+        if first is not None:
+            self._hold.spent(first, spent)
+        return code
+
+    async def _exchange(self, *, force: bool) -> None:
+        """Send what there is to tell, and a fetch with it, in one write."""
+        fetch = not self._draining and self._fetcher.wants()
+        now_ns = clock.boottime_ns()
+        due = self._settler.due(now_ns, partial=force or self._draining)
+        tell = bool(due) or self._settler.urgent
+        if not fetch and not tell:
+            return
+        calls = []
+        if tell:
+            if self._settler.unanswered is not None:
+                # One settle at a time: its outcomes occupy the other half. Its reply is nearly always here by now.
+                await self._answer()
+            calls = self._settler.begin(due, self._link.incarnation)
+            self.runner.full = False
+            self.runner.release_outcomes()
+        settles = len(calls)
+        if fetch:
+            calls.append(self._fetcher.call())
+        if not calls:
+            return
+        futures = self._link.send(calls)
+        for future in futures:
+            future.add_done_callback(self._wake)
+        if settles:
+            self._settler.sent(futures[:settles])
+        if fetch:
+            self._fetcher.sent(futures[-1], now_ns)
+
+    async def _answer(self) -> None:
+        pending = self._settler.unanswered
+        while pending is not None and not pending.done:
+            self._changed.clear()
+            if not pending.done:
+                await self._changed.wait()
+            self._view.set(layout.C_BEAT, clock.boottime_ns())
+        self._settler.finish()
+
+    async def _wait(self) -> None:
+        """Nothing can run now: wait for a reply, a token, the end of a coroutine, or the next look at the board."""
+        self._changed.clear()
+        if self._fetcher.answered or self._settler.unanswered is not None and self._settler.unanswered.done:
+            return
+        if self._fetcher.empty and not self._draining:
+            await self._await_token()
+        await self._changed.wait()
+
+    async def _await_token(self) -> None:
+        if self._token is not None and not self._token.done():
+            return
+        if self._token is not None:
+            token, self._token = self._token, None
+            # A token, or a second without one: look again. A failure too: the next fetch tells what is wrong.
+            token.cancelled() or token.exception()
+            self._fetcher.empty = False
+            self._view.add("wakes")
+            self._changed.set()
+            return
+        try:
+            self._token = await self._link.token()
+        except LOST:
+            self._fetcher.empty = False
+            await asyncio.sleep(TICK_S)
+            return
+        self._token.add_done_callback(self._wake)
+
+    def _wake(self, _: asyncio.Future[Any]) -> None:
+        self._changed.set()
+
+    async def _tick(self) -> None:
+        """Ten times a second: overdue replies, the board, loop lag."""
+        loop = asyncio.get_running_loop()
+        while True:
+            expected = loop.time() + TICK_S
+            await asyncio.sleep(TICK_S)
+            lag_us = int(max(0.0, loop.time() - expected) * 1e6)
+            self._view.set(
+                layout.C_COUNTERS + layout.WORD * layout.COUNTERS.index("loop_lag_us"), lag_us
+            )
+            self._link.check()
+            self._recycle()
+            self._changed.set()
+
+    # -- being told to stop
+
+    def _obey(self) -> None:
+        word = self._view.get(layout.C_STOP)
+        if word == layout.STOP_RESYNC:
+            self._view.set(layout.C_STOP, layout.STOP_NONE)
+            self._fetcher.trouble = True
+            return
+        if word in (layout.STOP_DRAIN, layout.STOP_NOW):
+            if not self._draining:
+                self._draining = True
+                self._view.set(layout.C_PHASE, layout.PHASE_DRAIN)
+                for lease in self._hold.ready():
+                    lease.give_back(lease.next)
+                    self._hold.unready(lease)
+            if word == layout.STOP_NOW:
+                self.runner.return_running()
+
+    def _finished(self) -> bool:
+        return self._draining and not len(self._hold) and not self._settler.urgent and self._fetcher.unanswered is None
+
+    def _recycle(self) -> None:
+        settings = self._settings
+        if self._view.get(layout.C_RECYCLE):
+            return
+        if settings.recycle_jobs and self.runner.jobs_ended >= settings.recycle_jobs:
+            self._view.set(layout.C_RECYCLE, layout.RECYCLE_JOBS)
+        elif settings.recycle_rss_mb and clock.boottime_ns() > self._rss_at_ns:
+            self._rss_at_ns = clock.boottime_ns() + RSS_EVERY_NS
+            pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+            if pages * 4096 >= settings.recycle_rss_mb * 1024 * 1024:
+                self._view.set(layout.C_RECYCLE, layout.RECYCLE_MEMORY)
+
+    # -- becoming a new incarnation
+
+    async def _lost(self, error: Exception | None) -> None:
+        log.warning("taking over: %s", error if error is not None else "the lease ended before it was renewed")
+        await self._take_over()
+
+    async def _take_over(self) -> None:
+        """Begin a new incarnation, and make what we hold equal to what Redis holds for it.
+
+        Whatever we sent and have no answer to is decided now: a lease that is still in the hash was not settled, one that is gone
+        was, or belongs to somebody else. What has ended is settled again under its exact lease name, so that the latter is
+        refused there and counted.
+        """
+        self._view.set(layout.C_PHASE, layout.PHASE_RESYNC)
+        self.runner.hold_outcomes()
+        while True:
+            self._settler.forget()
+            taken = await self._link.take_over()
+            self._token = None
+            self._fetcher.begin(self._link.incarnation)
+            self._settler.trouble = False
+            self._hold.expected = len(taken.leases)
+            self.runner.native.until_ns = self._link.seen_until_ns()
+            self.runner.native.redis_offset_ms = taken.now_us // 1000 - clock.boottime_ns() // 1_000_000
+            unknown = self._reconcile(taken)
+            due = [lease for lease in self._hold if lease.to_settle()]
+            try:
+                calls = self._settler.begin(due, self._link.incarnation, switch=False)
+                if calls:
+                    futures = self._link.send(calls)
+                    for future in futures:
+                        future.add_done_callback(self._wake)
+                    self._settler.sent(futures)
+                    await self._answer()
+            except LOST as e:
+                log.warning("taking over again: %s", e)
+                continue
+            break
+        for lease in list(self._hold):
+            if lease.lost:
+                self._settler.drop(lease)
+        self._settler.trouble = False
+        self._slot.reset_halves()
+        self.runner.full = False
+        self.runner.release_outcomes()
+        for _, frame in unknown:
+            self._fetcher.take_in(frame)
+
+    def _reconcile(self, taken: working.Taken) -> list[tuple[bytes, bytes]]:
+        """Match the leases of the hash with ours by containment; returns those that we never knew."""
+        held: dict[int, list[tuple[int, int]]] = {}
+        unknown = []
+        for name, frame in taken.leases:
+            lease = self._owner(name)
+            if lease is None:
+                unknown.append((name, frame))
+            else:
+                held.setdefault(lease.row, []).append((int(name[27:30]), int(name[31:35])))
+        for lease in list(self._hold):
+            claims = held.get(lease.row)
+            if claims is not None:
+                lease.claims = claims
+                if lease.next < lease.stop and not _covers(claims, lease.next, lease.stop):
+                    lease.give_back(lease.next)
+                    self._hold.unready(lease)
+            elif lease.to_settle() or lease.running:
+                # Gone from our hash: settling it under its name is refused there, and counted as fenced.
+                lease.lost = True
+                lease.stop = min(lease.stop, lease.next)
+                self._hold.unready(lease)
+            else:
+                self._settler.drop(lease)
+        return unknown
+
+    def _owner(self, name: bytes) -> hot.Lease | None:
+        base, n, run = int(name[27:30]), int(name[31:35]), int(name[36:41])
+        best = None
+        for lease in self._hold:
+            if lease.frame_id != name[:26] or lease.run != run:
+                continue
+            if lease.base <= base and base + n <= lease.base + lease.n and (best is None or lease.n < best.n):
+                best = lease
+        return best
+
+    async def _learn_means(self) -> None:
+        for name, mean_us in (await self._link.means()).items():
+            entry = self.runner.entries.get(name.encode())
+            if entry is not None and mean_us > 0 and entry.mean_ns < 0:
+                entry.mean_ns = mean_us * 1000
+                entry.seen = 1_000  # known from others: no need to begin with one job
+
+
+def _covers(claims: list[tuple[int, int]], start: int, stop: int) -> bool:
+    return any(base <= start and stop <= base + n for base, n in claims)
