@@ -1,0 +1,256 @@
+"""Owns how a script call reaches Redis and what its errors mean; nothing here repeats a call by itself.
+
+A repeat is a decision about jobs (may this have been applied?), so it belongs to whoever made the call:
+redis-py's own retry, ten times by default and timeouts included, is switched off. The one exception is
+NOSCRIPT: Redis says that nothing was applied, so the same call goes out again as EVAL, which also caches the
+text. Scripts are never loaded by a command of its own, since careful ACLs deny it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tqe.errors import LeaseLost, QueueFull, RedisUnavailable, ScriptError, TQEError
+from tqe.store.scripts import SCRIPTS
+
+Argument = bytes | str | int | float
+Reply = Any
+
+# Redis refused before it did anything. The last line needs an administrator, the others pass.
+_NOT_APPLIED: Final = frozenset(
+    (
+        *("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "NOSCRIPT"),
+        *("READONLY", "MISCONF", "NOAUTH", "WRONGPASS", "NOPERM"),
+    )
+)
+# Redis 6.2 puts an error that a command raised inside a script behind its own text: `ERR Error running script
+# (call to f_…): @user_script:1: @user_script: 1: -MISCONF Errors …`. All of those above that a command can
+# raise are refusals of a script's first write, so they mean the same there.
+_WRAPPED: Final = re.compile(r"Error running script.*? -?([A-Z]{4,}) ", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a script: its name, and KEYS and ARGV as its header says."""
+
+    script: str
+    keys: tuple[bytes, ...]
+    args: tuple[Argument, ...]
+
+    def evalsha(self) -> tuple[Argument, ...]:
+        """The command as it is sent first."""
+        return ("EVALSHA", SCRIPTS[self.script].sha, len(self.keys), *self.keys, *self.args)
+
+    def eval(self) -> tuple[Argument, ...]:
+        """The command as it is sent after NOSCRIPT."""
+        return ("EVAL", SCRIPTS[self.script].text, len(self.keys), *self.keys, *self.args)
+
+
+def reply_error(text: str, script: str = "") -> TQEError:
+    """What an error reply of Redis means, by its first word; `text` is the reply without its leading `-`."""
+    code, _, rest = text.partition(" ")
+    if code == "LEASE":
+        return LeaseLost(rest)
+    if code in ("FULL", "OOM"):
+        return QueueFull(rest)
+    if code == "ERR" and (wrapped := _WRAPPED.search(text)):
+        code = wrapped[1]
+    if code == "OOM":
+        return QueueFull(rest)
+    if code in _NOT_APPLIED:
+        return RedisUnavailable(f"Redis refused: {text}", applied=False)
+    return ScriptError(text, script)
+
+
+def unreachable(cause: Exception, *, sent: bool) -> RedisUnavailable:
+    """What a missing reply means: nothing was applied if nothing was sent, else nobody knows."""
+    what = "did not answer" if sent else "cannot be reached"
+    return RedisUnavailable(f"Redis {what}: {cause}", applied=None if sent else False)
+
+
+def _options(timeout_s: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "socket_keepalive": True,
+        "retry_on_timeout": False,
+        "decode_responses": False,
+        "protocol": 2,
+    }
+
+
+def connect(url: str, *, timeout_s: float = 5.0, max_connections: int = 64) -> redis.Redis:
+    """A client that answers in bytes, gives up after `timeout_s` and never repeats a command by itself."""
+    options = _options(timeout_s)
+    if url.startswith("unix:"):
+        del options["socket_keepalive"]
+    return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), max_connections=max_connections, **options)
+
+
+def connect_async(url: str, *, timeout_s: float = 5.0, max_connections: int = 64) -> redis.asyncio.Redis:
+    """The same for asyncio."""
+    options = _options(timeout_s)
+    if url.startswith("unix:"):
+        del options["socket_keepalive"]
+    return redis.asyncio.Redis.from_url(
+        url, retry=AsyncRetry(NoBackoff(), 0), max_connections=max_connections, **options
+    )
+
+
+# redis-py takes the code off the errors that it knows.
+_CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (redis.exceptions.NoScriptError, "NOSCRIPT"),
+    (redis.exceptions.OutOfMemoryError, "OOM"),
+    (redis.exceptions.BusyLoadingError, "LOADING"),
+    (redis.exceptions.ReadOnlyError, "READONLY"),
+    (redis.exceptions.MasterDownError, "MASTERDOWN"),
+    (redis.exceptions.ClusterDownError, "CLUSTERDOWN"),
+    (redis.exceptions.TryAgainError, "TRYAGAIN"),
+    (redis.exceptions.NoPermissionError, "NOPERM"),
+    (redis.exceptions.AuthenticationError, "NOAUTH"),
+)
+
+
+def _text(error: Exception) -> str:
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return f"{code} {error}"
+    return str(error)
+
+
+class _NoScript(TQEError):
+    """Redis does not know the script (any more): nothing was applied."""
+
+
+def _judge(answer: Reply, script: str) -> Reply:
+    """One reply of a pipeline, by itself: as it is, or as the exception that it means."""
+    if not isinstance(answer, redis.ResponseError):
+        return answer
+    if isinstance(answer, redis.exceptions.NoScriptError):
+        return _NoScript(script)
+    return reply_error(_text(answer), script)
+
+
+def _broken(answers: list[Reply], size: int, cause: Exception) -> list[Reply]:
+    """Fill up with what is true of commands that were sent and whose replies did not come."""
+    if isinstance(cause, redis.exceptions.BusyLoadingError | redis.exceptions.AuthenticationError):
+        answers.append(reply_error(_text(cause)))
+    answers += [unreachable(cause, sent=True) for _ in range(size - len(answers))]
+    return answers
+
+
+def _one(answers: Sequence[Reply]) -> Reply:
+    (answer,) = answers
+    if isinstance(answer, TQEError):
+        raise answer
+    return answer
+
+
+Commands = Sequence[tuple[Argument, ...]]
+
+
+class SyncDoor:
+    """Runs calls through a `redis.Redis`, of which it takes no more than the connections."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+
+    def run(self, call: Call) -> Reply:
+        """The reply of one call. Raises LeaseLost, QueueFull, RedisUnavailable or ScriptError."""
+        return _one(self.run_many((call,)))
+
+    def run_many(self, calls: Sequence[Call]) -> list[Reply | TQEError]:
+        """One write for all calls, no transaction; a call that failed has its exception as its answer."""
+        answers = self.send([call.evalsha() for call in calls], [call.script for call in calls])
+        again = [at for at, answer in enumerate(answers) if isinstance(answer, _NoScript)]
+        if again:
+            texts = self.send([calls[at].eval() for at in again], [calls[at].script for at in again])
+            for at, answer in zip(again, texts, strict=True):
+                answers[at] = answer
+        return answers
+
+    def send(self, commands: Commands, scripts: Sequence[str] = ()) -> list[Reply | TQEError]:
+        """Plain commands in one write; each answer is a reply or the exception that it means."""
+        pool = self.client.connection_pool
+        try:
+            connection: Any = pool.get_connection()
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as e:
+            return [unreachable(e, sent=False) for _ in commands]
+        except redis.ResponseError as e:  # the greeting was refused
+            return [reply_error(_text(e)) for _ in commands]
+        answers: list[Reply | TQEError] = []
+        try:
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            while len(answers) < len(commands):
+                try:
+                    answer = connection.read_response(disconnect_on_error=True)
+                except redis.ResponseError as e:
+                    answer = e
+                answers.append(_judge(answer, scripts[len(answers)] if scripts else ""))
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as e:
+            connection.disconnect()
+            _broken(answers, len(commands), e)
+        except BaseException:
+            # Replies may still be on their way: the next user of this connection would read them as its own.
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+        return answers
+
+
+class AsyncDoor:
+    """The same through a `redis.asyncio.Redis`."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self.client = client
+
+    async def run(self, call: Call) -> Reply:
+        """The reply of one call. Raises LeaseLost, QueueFull, RedisUnavailable or ScriptError."""
+        return _one(await self.run_many((call,)))
+
+    async def run_many(self, calls: Sequence[Call]) -> list[Reply | TQEError]:
+        """One write for all calls, no transaction; a call that failed has its exception as its answer."""
+        answers = await self.send([call.evalsha() for call in calls], [call.script for call in calls])
+        again = [at for at, answer in enumerate(answers) if isinstance(answer, _NoScript)]
+        if again:
+            texts = await self.send([calls[at].eval() for at in again], [calls[at].script for at in again])
+            for at, answer in zip(again, texts, strict=True):
+                answers[at] = answer
+        return answers
+
+    async def send(self, commands: Commands, scripts: Sequence[str] = ()) -> list[Reply | TQEError]:
+        """Plain commands in one write; each answer is a reply or the exception that it means."""
+        pool: Any = self.client.connection_pool
+        try:
+            connection = await pool.get_connection()
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as e:
+            return [unreachable(e, sent=False) for _ in commands]
+        except redis.ResponseError as e:  # the greeting was refused
+            return [reply_error(_text(e)) for _ in commands]
+        answers: list[Reply | TQEError] = []
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            while len(answers) < len(commands):
+                try:
+                    answer = await connection.read_response(disconnect_on_error=True)
+                except redis.ResponseError as e:
+                    answer = e
+                answers.append(_judge(answer, scripts[len(answers)] if scripts else ""))
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as e:
+            await connection.disconnect(nowait=True)
+            _broken(answers, len(commands), e)
+        except BaseException:
+            # Replies may still be on their way: the next user of this connection would read them as its own.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await pool.release(connection)
+        return answers

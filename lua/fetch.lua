@@ -1,0 +1,224 @@
+-- fetch: lease frames of some lanes to one incarnation, within three budgets.
+--
+-- KEYS[1]    void        never exists
+-- KEYS[2]    incarnations zset, incarnation -> end of its lease in ms
+-- KEYS[3]    processing:<incarnation> hash, lease name -> frame
+-- KEYS[4]    depth       hash
+-- KEYS[5]    stats       hash
+-- KEYS[6]    cancel      hash, frame id -> indexes
+-- KEYS[7]    quarantine  list
+-- KEYS[8]    parked      list
+-- KEYS[9]    paused      set of lanes
+-- KEYS[10..] queue:<lane>, sorted:<lane>, wake:<lane> for each lane, highest rank first
+-- ARGV[1]    incarnation str
+-- ARGV[2]    lease_ms    int, the lease is extended to this far from now
+-- ARGV[3]    jobs_max    int
+-- ARGV[4]    bytes_max   int
+-- ARGV[5]    frames_max  int
+-- ARGV[6..]  lane, T_us for each lane: 0 is plain FIFO, else the bound by which a score may lie before `enqueued`
+-- moves      queued -> running
+-- returns    {now_us, lease_end_ms, number of leases held now, cancels, frame...}; cancels is flat: position of a frame
+--            (from 1), indexes of it that somebody wants cancelled. Error LEASE: the incarnation is not registered
+-- cost       O(frames), O(log of the sorted set) for each frame that came back or was scored
+-- oom:       runs
+--
+-- A list's head may be as urgent as `enqueued - T` (the lowest score that it could get), so that is its key when it
+-- meets the sorted part; the sorted part wins ties. A first frame is always taken. What exceeds the budget goes back to
+-- where it was. What is no frame goes to quarantine before anything else touches it.
+--@include frame
+--@include bulk
+--@include now
+local lease_end = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if not lease_end then
+  return redis.error_reply('LEASE incarnation ' .. ARGV[1] .. ' is not registered')
+end
+local _, now_number, now_ms = now()
+local jobs_left, bytes_left, frames_left = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+
+redis.call('DEL', KEYS[1])
+local lanes = (#KEYS - 9) / 3
+local out, out_size = {now_number, now_ms + tonumber(ARGV[2]), 0, {}}, 4
+local held, held_size = {}, 0
+local damaged, newer = {}, {}
+local full, frames_first = false, frames_left
+local any_paused = redis.call('EXISTS', KEYS[9]) == 1
+local no_tokens, no_depth = {}, {}
+
+redis.call('ZADD', KEYS[2], now_ms + tonumber(ARGV[2]), ARGV[1])
+
+-- How many frames to pop next: what the budgets leave of frames like those so far, but never more than four times the
+-- last chunk, since the first frames may be nothing like the rest.
+local function chunk_of(last)
+  local size = last * 4
+  local taken = frames_first - frames_left
+  if taken > 0 then
+    local jobs = math.ceil(jobs_left * taken / (tonumber(ARGV[3]) - jobs_left + 1))
+    local bytes = math.ceil(bytes_left * taken / (tonumber(ARGV[4]) - bytes_left + 1))
+    size = math.min(size, jobs, bytes)
+  end
+  return math.max(1, math.min(size, frames_left))
+end
+
+-- Takes one popped frame: true, or false if it exceeds a budget. Second: its jobs.
+local function take(f)
+  local lease, n = frame(f)
+  if not lease then
+    local list = n == 'newer' and newer or damaged
+    list[#list + 1] = f
+    frames_left = frames_left - 1
+    return true, 0
+  end
+  local bytes = #f
+  if (n > jobs_left or bytes > bytes_left) and out_size > 4 then
+    return false, 0
+  end
+  jobs_left, bytes_left, frames_left = jobs_left - n, bytes_left - bytes, frames_left - 1
+  out_size = out_size + 1
+  out[out_size] = f
+  held[held_size + 1], held[held_size + 2] = lease, f
+  held_size = held_size + 2
+  return true, n
+end
+
+-- Leases from one lane until it is empty (true) or the budget is full.
+local function drain(queue, sorted, name, bound_us)
+  local list, list_at, list_more, list_chunk, list_jobs = {}, 1, true, 0.25, 0
+  local set, set_at, set_more, set_chunk, set_jobs = {}, 1, true, 0.25, 0
+  while true do
+    if frames_left <= 0 or jobs_left <= 0 or bytes_left <= 0 then
+      full = true
+      break
+    end
+    if set_more and not set[set_at] then
+      set_chunk = chunk_of(set_chunk)
+      set, set_at = redis.call('ZPOPMIN', sorted, set_chunk), 1
+      set_more = #set == set_chunk * 2
+    end
+    if list_more and not list[list_at] then
+      list_chunk = chunk_of(list_chunk)
+      list, list_at = redis.call('LPOP', queue, list_chunk) or {}, 1
+      list_more = #list == list_chunk
+    end
+    local f, scored = list[list_at], set[set_at]
+    if not f and not scored then
+      break
+    end
+    local fits, n
+    if scored and (not f or tonumber(set[set_at + 1]) <= enqueued_of(f) - bound_us) then
+      fits, n = take(scored)
+      if fits then
+        set_at, set_jobs = set_at + 2, set_jobs + n
+      end
+    else
+      fits, n = take(f)
+      if fits then
+        list_at, list_jobs = list_at + 1, list_jobs + n
+      end
+    end
+    if not fits then
+      full = true
+      break
+    end
+  end
+  local back = {}
+  for j = #list, list_at, -1 do
+    back[#back + 1] = list[j]
+  end
+  bulk('LPUSH', queue, back)
+  back = {}
+  for j = set_at, #set, 2 do
+    back[#back + 1], back[#back + 2] = set[j + 1], set[j]
+  end
+  bulk('ZADD', sorted, back)
+  if not list[list_at] and not set[set_at] then
+    if not (list_more or set_more) or redis.call('EXISTS', queue, sorted) == 0 then
+      return true
+    end
+  end
+  if list_jobs > 0 then
+    redis.call('HINCRBY', KEYS[4], name, -list_jobs)
+  end
+  if set_jobs > 0 then
+    redis.call('HINCRBY', KEYS[4], name .. ':sorted', -set_jobs)
+  end
+  return false
+end
+
+-- On exit every lane is treated alike, looked at or not: empty, its tokens go, which loses nothing since it is empty in
+-- this very script; not empty, it has a token, so that whoever waits comes; paused, it has none.
+for lane = 1, lanes do
+  local queue, sorted, wake = KEYS[7 + 3 * lane], KEYS[8 + 3 * lane], KEYS[9 + 3 * lane]
+  local name = ARGV[4 + 2 * lane]
+  if any_paused and redis.call('SISMEMBER', KEYS[9], name) == 1 then
+    no_tokens[#no_tokens + 1] = wake
+  else
+    local empty
+    if full then
+      empty = redis.call('EXISTS', queue, sorted) == 0
+    else
+      empty = drain(queue, sorted, name, tonumber(ARGV[5 + 2 * lane]) or 0)
+    end
+    if empty then
+      no_tokens[#no_tokens + 1] = wake
+      no_depth[#no_depth + 1], no_depth[#no_depth + 2] = name, name .. ':sorted'
+    elseif redis.call('EXISTS', wake) == 0 then
+      redis.call('RPUSH', wake, 'w')
+    end
+  end
+end
+if #no_tokens > 0 then
+  redis.call('DEL', unpack(no_tokens))
+end
+if #no_depth > 0 then
+  redis.call('HDEL', KEYS[4], unpack(no_depth))
+end
+
+-- Two frames with one name: the second would overwrite the first in the hash. Rare, so it is looked for only when the
+-- hash grew by less than it should; of each name the first one is leased, the others are damaged.
+local function keep_first()
+  local seen, kept, kept_held = {}, {out[1], out[2], out[3], out[4]}, {}
+  for j = 1, held_size, 2 do
+    local lease, f = held[j], held[j + 1]
+    if seen[lease] then
+      damaged[#damaged + 1] = f
+    else
+      seen[lease] = true
+      kept[#kept + 1] = f
+      kept_held[#kept_held + 1], kept_held[#kept_held + 2] = lease, f
+    end
+  end
+  out, out_size, held, held_size = kept, #kept, kept_held, #kept_held
+  bulk('HSET', KEYS[3], held)
+end
+
+if held_size > 0 then
+  local before = redis.call('HLEN', KEYS[3])
+  bulk('HSET', KEYS[3], held)
+  out[3] = redis.call('HLEN', KEYS[3])
+  if out[3] - before < held_size / 2 then
+    keep_first()
+  end
+  if redis.call('EXISTS', KEYS[6]) == 1 then
+    local ids = {}
+    for j = 5, out_size do
+      ids[j - 4] = sub(out[j], 5, 30)
+    end
+    local wanted, cancels = values(KEYS[6], ids), out[4]
+    for j = 1, #ids do
+      if wanted[j] then
+        cancels[#cancels + 1], cancels[#cancels + 2] = j, wanted[j]
+      end
+    end
+  end
+else
+  out[3] = redis.call('HLEN', KEYS[3])
+end
+if #damaged > 0 then
+  bulk('RPUSH', KEYS[7], damaged)
+  redis.call('HINCRBY', KEYS[5], 'quarantined', #damaged)
+end
+if #newer > 0 then
+  bulk('RPUSH', KEYS[8], newer)
+  redis.call('HINCRBY', KEYS[5], 'parked', #newer)
+end
+return out
