@@ -325,7 +325,6 @@ def _launch(folder: Folder, options: _Options, lock: int, binary: Path, socket_p
             cwd="/",
             pass_fds=(lock,),
             start_new_session=True,
-            umask=0o077,
             check=False,
         )
     finally:

@@ -490,7 +490,8 @@ def test_sigterm_waits_for_users_but_not_longer(data_dir: Path) -> None:
 
 
 def test_a_removed_folder_ends_its_server(data_dir: Path) -> None:
-    with ensure(data_dir, linger_s=1.0) as server:
+    # The second user stays on the old folder: its lock alone would let the old keeper go on for ever.
+    with ensure(data_dir, linger_s=1.0) as server, ensure(data_dir):
         pid, old = keeper_pid(data_dir), server.pid
         assert pid is not None
         shutil.rmtree(data_dir)
