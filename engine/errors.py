@@ -222,7 +222,16 @@ class LeaseLost(TQEError):
 
 class ScriptError(TQEError):
     """A Lua script refused its arguments or broke. A defect of the engine or of a changed script: report
-    it."""
+    it. `code` is the first word of the answer: BAD (arguments), BOTH or LIVE (takeover), or Redis' own."""
+
+    def __init__(self, text: str = "", script: str = "") -> None:
+        super().__init__(text, script)
+        self.text = text
+        self.script = script
+        self.code = text.partition(" ")[0]
+
+    def __str__(self) -> str:
+        return f"{self.script}: {self.text}" if self.script else self.text
 
 
 # --- between the engine and a task ---
