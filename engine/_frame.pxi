@@ -83,6 +83,7 @@ cdef enum:
     IN_LANE = 2
     IN_HEX = 4
     IN_TYPE = 8
+    IN_VERSION = 16
 
 cdef char *_BLANK = (
     b"F1@ 00000000000000000000000000.000.0000.00000 0000 0000000000000 0000000000000 "
@@ -110,7 +111,9 @@ cdef int _frame_setup() except -1:
         _class[i] |= IN_LANE
     for i in b"0123456789abcdef":
         _class[i] |= IN_HEX
-    for i in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:-":
+    for i in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789":
+        _class[i] |= IN_TYPE | IN_VERSION
+    for i in b"_.:-":
         _class[i] |= IN_TYPE
     return 0
 
@@ -210,13 +213,13 @@ cdef int frame_peek(const unsigned char *p, Py_ssize_t size, FrameHead *h) noexc
     """Check the shape of the header and read it. SOUND or a FAULT_*; after a fault `h` is undefined."""
     cdef unsigned char bad = 0
     cdef int i, k
+    # A version is a letter or a digit, anything else is damage. What follows it may have any form and length.
+    if size > AT_VERSION and p[0] == 70 and p[AT_VERSION] != 49 and _class[p[AT_VERSION]] & IN_VERSION:
+        return FAULT_NEWER
     if size < F_HEADER:
         return FAULT_SHORT
-    if p[0] != 70:
+    if p[0] != 70 or p[AT_VERSION] != 49:
         return FAULT_MAGIC
-    if p[AT_VERSION] != 49:
-        # A version is a letter or a digit; anything else is damage.
-        return FAULT_NEWER if _class[p[AT_VERSION]] & IN_TYPE and p[AT_VERSION] not in b"_.:-" else FAULT_MAGIC
     for i in range(F_HEADER):
         bad |= <unsigned char>(p[i] - _low[i]) > _span[i]
     if bad or not all_in(p + AT_ID, F_ID, IN_ID) or not all_in(p + AT_CRC, 8, IN_HEX):
@@ -655,7 +658,7 @@ def walk(bytes frame not None):
         p = next_job(p, end, &job)
         if p == NULL:
             frame_raise(FAULT_BODY)
-        out.append((i, *job_parts(&job)))
+        out.append((i,) + job_parts(&job))
     return out
 
 

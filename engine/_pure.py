@@ -283,13 +283,13 @@ def job_at(frame: bytes, index: int) -> tuple[bytes, bytes, bytes, bool]:
 def _peek(frame: bytes) -> tuple[Header, int]:
     """The header and the checksum that it states."""
     _bytes(frame)
+    # A version is a letter or a digit, anything else is damage. What follows it may have any form and length.
+    if frame[:1] == b"F" and frame[1:2] != b"1" and frame[1:2].isalnum():
+        raise NewerFrame(_NEWER)
     if len(frame) < HEADER_BYTES:
         raise DamagedFrame(_SHORT)
-    if frame[:1] != b"F":
+    if frame[:2] != b"F1":
         raise DamagedFrame(_MAGIC)
-    if frame[1:2] != b"1":
-        # A version is a letter or a digit; anything else is damage.
-        raise NewerFrame(_NEWER) if frame[1:2].isalnum() else DamagedFrame(_MAGIC)
     match = _HEADER.match(frame)
     lane = match["lane"].decode().rstrip(" ") if match else ""
     if match is None or not _LANE.fullmatch(lane):

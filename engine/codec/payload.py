@@ -77,6 +77,8 @@ def decode(encoded: bytes) -> dict[str, Any]:
     except RecursionError as e:
         raise InvalidPayload(f"the payload is nested deeper than {DEPTH_MAX} levels") from e
     except msgspec.ValidationError as e:
+        if encoded.lstrip()[:1] == b"{":  # a number that no double holds, or endless digits
+            raise InvalidPayload(f"the payload holds a value that cannot be read: {e}") from e
         raise InvalidPayload("a payload is a JSON object") from e
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise InvalidPayload(f"the payload is not JSON: {e}") from e
