@@ -277,7 +277,10 @@ return {s[1], waiting, delayed, leased, s[2], redis.call('HLEN', p .. 'dlq'), s[
 def read_sums(redis: Any, namespace: str = "tq", shard: int = 0) -> MidAudit:
     """The conservation sums of one instant, for audits during a run."""
     prefix = f"{namespace}:{{{shard}}}:"
-    return MidAudit(now_ns(), *redis.eval(_MID_AUDIT, 0, prefix, _glob(prefix)))
+    began = now_ns()
+    sums: list[int] = redis.eval(_MID_AUDIT, 0, prefix, _glob(prefix))
+    submitted, waiting, delayed, leased, completed, dead, cancelled = sums
+    return MidAudit(began, submitted, waiting, delayed, leased, completed, dead, cancelled, until_ns=now_ns())
 
 
 def _glob(prefix: str) -> str:

@@ -93,7 +93,7 @@ class StoreAudit:
 class MidAudit:
     """Sums read in one script while the run goes on."""
 
-    t_ns: int
+    t_ns: int  # just before the reading
     submitted: int
     waiting: int
     delayed: int
@@ -101,6 +101,7 @@ class MidAudit:
     completed: int
     dead: int
     cancelled: int
+    until_ns: int = 0  # just after it
 
     def accounted(self) -> int:
         return self.waiting + self.delayed + self.leased + self.completed + self.dead + self.cancelled
@@ -176,7 +177,8 @@ def history_of(journals: Journals, audit: StoreAudit, mid_audits: Sequence[MidAu
 
 @dataclass(slots=True)
 class _Death:
-    t_ns: int
+    t_ns: int  # just before the signal
+    until_ns: int  # surely gone
     cause: str
 
 
@@ -267,13 +269,13 @@ class _Examination:
             if fault.kind in ("kill", "kill_host"):
                 cause = "kill" if fault.kind == "kill" else "host"
                 for pid in fault.pids:
-                    self.deaths[pid].append(_Death(fault.t_ns, cause))
+                    self.deaths[pid].append(_Death(fault.t_ns, fault.until_ns or fault.t_ns, cause))
         for job, runs in self.runs.items():
             sub = self.accepted.get(job)
             if sub is not None and sub.expect == "poison":
                 for run in runs:
                     if not run.outcome:
-                        self.deaths[run.pid].append(_Death(run.start_ns, "poison"))
+                        self.deaths[run.pid].append(_Death(run.start_ns, run.start_ns, "poison"))
         for deaths in self.deaths.values():
             deaths.sort(key=lambda death: death.t_ns)
 
@@ -470,7 +472,7 @@ class _Examination:
 
     def death_of(self, run: Execution) -> _Death | None:
         for death in self.deaths.get(run.pid, ()):
-            if death.t_ns >= run.start_ns:
+            if death.until_ns >= run.start_ns:
                 return death
         return None
 
@@ -504,7 +506,8 @@ class _Examination:
                 return self.recovered(cause, fault.until_ns or fault.t_ns, run)
         for fault in self.terms:
             end = fault.t_ns + limits.grace_ms * MS
-            cut_short = not prev.outcome and prev.start_ns <= end and fault.t_ns <= run.start_ns
+            undone = prev.outcome not in (END_OK, END_FAIL)
+            cut_short = undone and prev.start_ns <= end and fault.t_ns <= run.start_ns
             if cut_short and prev.pid in fault.pids:
                 return self.recovered("drain", fault.t_ns, run)
         return None
@@ -651,7 +654,7 @@ class _Examination:
             at = f"audit at {audit.t_ns}"
             if audit.submitted != audit.accounted():
                 self.fail(10, at, f"{audit.submitted} submitted, {audit.accounted()} accounted for: {audit}")
-            known, possible = _below(told, audit.t_ns), _below(asked, audit.t_ns)
+            known, possible = _below(told, audit.t_ns), _below(asked, audit.until_ns or audit.t_ns)
             if not known <= audit.submitted <= possible:
                 self.fail(10, at, f"{audit.submitted} submitted, {known} answered, {possible} asked for")
 
