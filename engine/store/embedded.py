@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
+from tqe import clock
 from tqe.errors import RedisUnavailable
 from tqe.store import binaries, keeper
 from tqe.store.keeper import UNIX_SOCKET_PATH_MAX, Folder, ask, is_same_file, try_lock, write_file
@@ -81,13 +82,14 @@ class EmbeddedServer:
         """
         if self._lock is None:
             raise ValueError("this handle is closed")
-        deadline_s = time.monotonic() + timeout_s
-        _prepare(self._folder.path)
-        if not is_same_file(self._lock, self._folder.users_lock):
-            # The folder was deleted and made anew: our lock is on a file that no keeper looks at.
-            stale, self._lock = self._lock, _become_user(self._folder, deadline_s)
-            os.close(stale)
-        self._attach(deadline_s, timeout_s)
+        deadline_s = _now_s() + timeout_s
+        with _as_unavailable(self._folder):
+            _prepare(self._folder.path)
+            if not is_same_file(self._lock, self._folder.users_lock):
+                # The folder was deleted and made anew: our lock is on a file that no keeper looks at.
+                stale, self._lock = self._lock, _become_user(self._folder, deadline_s)
+                os.close(stale)
+            self._attach(deadline_s, timeout_s)
 
     def _attach(self, deadline_s: float, timeout_s: float) -> None:
         info = _until_ready(self._folder, self._options, deadline_s, timeout_s)
@@ -135,7 +137,7 @@ def ensure(
     `linger_s` counts for the keeper that this call starts, if it starts one. The timeout begins anew as long
     as a starting server makes progress with loading its data. Raises RedisUnavailable or ServerUnfit.
     """
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s = _now_s() + timeout_s
     # Resolved, because keeper and server live in another working directory.
     folder = Folder(Path(data_dir).expanduser().resolve() / "redis")
     with _as_unavailable(folder):
@@ -241,10 +243,14 @@ def _is_private(path: Path) -> bool:
 # ------------------------------------------------------------------ user's lock, keeper, server
 
 
+def _now_s() -> float:
+    return clock.monotonic_ns() / 1e9
+
+
 def _become_user(folder: Folder, deadline_s: float) -> int:
     """Take the shared lock. It is refused only while a keeper stops its server, which takes moments."""
     while (lock := try_lock(folder.users_lock, fcntl.LOCK_SH)) is None:
-        if time.monotonic() > deadline_s:
+        if _now_s() > deadline_s:
             raise RedisUnavailable(
                 f"the embedded Redis in {folder.path} has been stopping for too long: see {folder.log}"
             )
@@ -276,8 +282,8 @@ def _until_ready(folder: Folder, options: _Options, deadline_s: float, timeout_s
             return info
         if info and info.get("loading_loaded_bytes", "") != loaded:
             loaded = info.get("loading_loaded_bytes", "")
-            deadline_s = max(deadline_s, time.monotonic() + timeout_s)
-        if time.monotonic() > deadline_s:
+            deadline_s = max(deadline_s, _now_s() + timeout_s)
+        if _now_s() > deadline_s:
             raise RedisUnavailable(_why_not_ready(folder, info))
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, POLL_MAX_S)

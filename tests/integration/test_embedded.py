@@ -52,7 +52,7 @@ def folder_of(data_dir: Path) -> Folder:
 def keeper_pid(data_dir: Path) -> int | None:
     try:
         holders = lock_holders(folder_of(data_dir).keeper_lock)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     assert len(holders) <= 1
     return holders[0] if holders else None
@@ -514,6 +514,15 @@ def test_a_closed_handle_says_so(server: EmbeddedServer) -> None:
 
 
 # ------------------------------------------------------------------ refusals
+
+
+def test_a_folder_that_became_unusable_meanwhile(data_dir: Path) -> None:
+    with ensure(data_dir, linger_s=LINGER_S) as server:
+        end_keeper(data_dir)
+        shutil.rmtree(data_dir)
+        data_dir.write_text("a file now")
+        with pytest.raises(RedisUnavailable, match="cannot use the folder"):
+            server.revive()
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
