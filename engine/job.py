@@ -316,8 +316,6 @@ def _shown(value: object) -> str:
 
 # ------------------------------------------------------------------ idempotency
 
-_sorted = msgspec.json.Encoder(order="sorted")
-
 
 def stored_key(key: str) -> str:
     """The key as it stands in Redis: hashed when it is long. Plain ones are shorter, so they never meet."""
@@ -327,9 +325,8 @@ def stored_key(key: str) -> str:
     return "sha256:" + hashlib.sha256(raw).hexdigest()
 
 
-def request_hash(type_name: str, lane: str, payload: bytes) -> str:
-    """16 hex digits that tell one body from another, whatever the order of its keys."""
-    canonical = _sorted.encode(msgspec.json.decode(payload))
+def request_hash(type_name: str, lane: str, canonical: bytes) -> str:
+    """16 hex digits that tell one request from another; `canonical` is the payload with sorted keys."""
     return hashlib.sha256(b"\0".join((type_name.encode(), lane.encode(), canonical))).hexdigest()[:16]
 
 
@@ -440,9 +437,9 @@ class JobStatus:
             "status": self.status,
             "lane": self.lane,
             "attempts": self.attempts,
-            "submitted_at": _iso(self.submitted_at),
-            "started_at": _iso(self.started_at),
-            "finished_at": _iso(self.finished_at),
+            "submitted_at": to_iso(self.submitted_at),
+            "started_at": to_iso(self.started_at),
+            "finished_at": to_iso(self.finished_at),
             "result": self.result,
             "error": self.error,
         }
@@ -515,5 +512,5 @@ def to_datetime(ms: int) -> datetime | None:
     return datetime.fromtimestamp(ms / 1000, UTC) if ms else None
 
 
-def _iso(time: datetime | None) -> str | None:
+def to_iso(time: datetime | None) -> str | None:
     return None if time is None else time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

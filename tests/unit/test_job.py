@@ -180,14 +180,13 @@ class TestIdempotency:
         assert job.stored_key("a" * 64) == "a" * 64
         assert job.stored_key("a" * 65).startswith("sha256:") and len(job.stored_key("a" * 65)) == 71
 
-    def test_the_hash_knows_bodies_apart_and_ignores_the_order_of_keys(self) -> None:
-        first = job.request_hash("EMAIL", "high", b'{"a":1,"b":{"x":1,"y":2}}')
-        assert first == job.request_hash("EMAIL", "high", b'{"b":{"y":2,"x":1},"a":1}')
-        assert len(first) == 16
+    def test_the_hash_knows_requests_apart(self) -> None:
+        first = job.request_hash("EMAIL", "high", b'{"a":1}')
+        assert len(first) == 16 and first == job.request_hash("EMAIL", "high", b'{"a":1}')
         others = {
-            job.request_hash("SMS", "high", b'{"a":1,"b":{"x":1,"y":2}}'),
-            job.request_hash("EMAIL", "low", b'{"a":1,"b":{"x":1,"y":2}}'),
-            job.request_hash("EMAIL", "high", b'{"a":2,"b":{"x":1,"y":2}}'),
+            job.request_hash("SMS", "high", b'{"a":1}'),
+            job.request_hash("EMAIL", "low", b'{"a":1}'),
+            job.request_hash("EMAIL", "high", b'{"a":2}'),
         }
         assert first not in others and len(others) == 3
 

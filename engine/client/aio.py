@@ -1,0 +1,241 @@
+"""The client for asyncio: the same procedures, and jobs that are submitted in one turn of the loop travel
+together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Final, TypeVar
+
+from tqe.client.core import Core, Progress
+from tqe.client.handles import AsyncJobHandle, AsyncJobHandles
+from tqe.client.packing import Item, Parcel, Receipt
+from tqe.errors import SubmitUnknown, TQEError
+from tqe.job import JobStatus, split_job_id
+from tqe.registry import Registry, Task
+from tqe.settings import Settings
+from tqe.store import producing, reading
+from tqe.store.link import AsyncLink
+from tqe.store.steps import Steps
+
+T = TypeVar("T")
+
+FLUSH_JOBS_MAX: Final = 1_000
+
+
+class AsyncClient:
+    """Submits jobs from one event loop and reads what became of them."""
+
+    def __init__(
+        self, settings: Settings, *, registry: Registry | None = None, link: AsyncLink | None = None
+    ) -> None:
+        self.core = Core(settings, registry, self._handles)
+        self.link = link or AsyncLink(settings)
+        self._waiting: list[tuple[Item, asyncio.Future[AsyncJobHandle]]] = []
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Send what is waiting, then disconnect."""
+        while self._waiting or self._sending:
+            self._flush()
+            await asyncio.gather(*self._sending, return_exceptions=True)
+        await self.link.close()
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Carry out a procedure of the store."""
+        return await self.link.run(steps)
+
+    async def connect(self) -> None:
+        """Connect now, to learn early of a server that is not there or not fit."""
+        await self.link.door()
+
+    # -------------------------------------------------------------- submitting
+
+    async def submit(self, type_name: str, payload: Any, **options: Any) -> AsyncJobHandle:
+        """One job. Options: priority, delay, run_at, timeout, max_retries, expires, idempotency_key,
+        track.
+
+        Submissions of one turn of the loop go out in shared frames; each caller gets its own outcome. A
+        caller that is cancelled while it waits does not take its job back.
+        """
+        item = self.core.item(type_name, payload, options)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[AsyncJobHandle] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._flush)
+        self._waiting.append((item, future))
+        if len(self._waiting) >= FLUSH_JOBS_MAX:
+            self._flush()
+        return await future
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        task = asyncio.get_running_loop().create_task(self._send(waiting))
+        # The loop keeps only weak references: without this one the task could vanish half-way.
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _send(self, waiting: list[tuple[Item, asyncio.Future[AsyncJobHandle]]]) -> None:
+        packer = self.core.packer()
+        parcels: list[Parcel] = []
+        for position, (item, _) in enumerate(waiting):
+            parcels += packer.add(item._replace(position=position))
+        parcels += packer.close()
+        for batch in self.core.calls(parcels):
+            receipt = Receipt()
+            failure: BaseException | None = None
+            try:
+                await self.run(self.core.send(batch, receipt))
+            except (TQEError, asyncio.CancelledError) as e:
+                failure = e
+            for parcel in batch:
+                for run in parcel.runs:
+                    for at in range(run.n):
+                        item, future = waiting[run.position + at]
+                        if not future.done():
+                            job = AsyncJobHandle(
+                                self, run.frame_id, run.base + at, tracked=item.options.track
+                            )
+                            _tell(future, job, receipt, run.position + at, failure)
+
+    async def submit_many(
+        self,
+        items: Iterable[Any],
+        *,
+        collect: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> AsyncJobHandles:
+        """Many jobs; see Client.submit_many."""
+        steps = self.core.submit_mixed(items, options, collect=collect, progress=progress)
+        return self._handles(await self.run(steps))
+
+    async def submit_alike(
+        self,
+        task: Task[..., Any] | str,
+        payloads: Iterable[Any],
+        *,
+        collect: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> AsyncJobHandles:
+        """Many jobs of one type: several times faster than `submit_many`."""
+        steps = self.core.submit_of(task, payloads, options, collect=collect, progress=progress)
+        return self._handles(await self.run(steps))
+
+    def _handles(self, receipt: Receipt) -> AsyncJobHandles:
+        return AsyncJobHandles(self, receipt)
+
+    # -------------------------------------------------------------- one job
+
+    async def job(self, name: str) -> JobStatus:
+        """What is known of a job. ValueError if the text is no job id."""
+        return (await self.run(reading.job_record(self.core.keys, *split_job_id(name)))).status
+
+    async def result(self, name: str, timeout: float | None = None) -> Any:
+        """Wait for a job's result; see JobHandle.result."""
+        return await self.run(self.core.result(*split_job_id(name), timeout))
+
+    async def cancel(self, name: str) -> str:
+        """Ask for a job not to run; see JobHandle.cancel."""
+        return await self.run(self.core.cancel(*split_job_id(name)))
+
+    def handle(self, name: str) -> AsyncJobHandle:
+        """A handle on a job that somebody else submitted."""
+        return AsyncJobHandle(self, *split_job_id(name), created=False)
+
+    # -------------------------------------------------------------- the queue
+
+    async def status(self) -> reading.QueueStatus:
+        return await self.run(reading.queue_status(self.core.keys, self.core.settings.lanes))
+
+    async def workers(self) -> list[reading.WorkerStatus]:
+        return await self.run(reading.workers(self.core.keys))
+
+    async def pause(self, lane: str) -> None:
+        """Workers take nothing from the lane until it is resumed."""
+        await self.run(producing.pause_lane(self.core.keys, self.core.lane(lane)))
+
+    async def resume(self, lane: str) -> None:
+        await self.run(producing.resume_lane(self.core.keys, self.core.lane(lane)))
+
+    # -------------------------------------------------------------- dead letters
+
+    async def dead_page(
+        self,
+        *,
+        type_name: str | None = None,
+        reason: str | None = None,
+        cursor: reading.Cursor | None = None,
+    ) -> reading.DeadPage:
+        """A page of dead jobs, newest first."""
+        steps = reading.dead_jobs(self.core.keys, type_name=type_name, reason=reason, cursor=cursor)
+        return await self.run(steps)
+
+    async def dead_jobs(
+        self, *, type_name: str | None = None, reason: str | None = None
+    ) -> AsyncIterator[reading.DeadJob]:
+        """All dead jobs that match, newest first, read page by page."""
+        cursor = None
+        while True:
+            page = await self.dead_page(type_name=type_name, reason=reason, cursor=cursor)
+            for job in page.jobs:
+                yield job
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def dead_job(self, name: str) -> reading.DeadJob | None:
+        """One dead job with its payload."""
+        return await self.run(reading.dead_job(self.core.keys, name))
+
+    async def replay(self, *names: str) -> producing.Replayed:
+        """Run dead jobs again, from their first attempt."""
+        return await self.run(self.core.replay_these(names))
+
+    async def replay_all(
+        self, *, type_name: str | None = None, reason: str | None = None, progress: Progress | None = None
+    ) -> producing.Replayed:
+        return await self.run(self.core.replay_all(type_name=type_name, reason=reason, progress=progress))
+
+    async def purge(self, *names: str) -> int:
+        """Drop dead jobs for good; how many there were."""
+        return await self.run(self.core.purge_these(names))
+
+    async def purge_all(
+        self, *, type_name: str | None = None, reason: str | None = None, progress: Progress | None = None
+    ) -> int:
+        return await self.run(self.core.purge_all(type_name=type_name, reason=reason, progress=progress))
+
+
+def _tell(
+    future: asyncio.Future[AsyncJobHandle],
+    job: AsyncJobHandle,
+    receipt: Receipt,
+    position: int,
+    failure: BaseException | None,
+) -> None:
+    """Give one caller its own outcome of a call that it shared with others."""
+    if isinstance(failure, asyncio.CancelledError):
+        future.cancel()
+    elif isinstance(failure, SubmitUnknown):
+        own = SubmitUnknown(job.id)
+        own.__cause__ = failure.__cause__
+        future.set_exception(own)
+    elif failure is not None:
+        future.set_exception(failure)
+    elif position in receipt.refused:
+        future.set_exception(receipt.refused[position])
+    elif position in receipt.duplicates:
+        first = split_job_id(receipt.duplicates[position])
+        future.set_result(AsyncJobHandle(job._client, *first, created=False, tracked=job.tracked))
+    else:
+        future.set_result(job)

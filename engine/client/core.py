@@ -1,0 +1,443 @@
+"""Owns every procedure of a producer as steps; the sync and the async client only carry them out."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain, islice
+from typing import Any, Final
+
+from tqe import clock
+from tqe.client.packing import Item, Packer, Parcel, Receipt, pack_alike
+from tqe.client.payloads import PayloadEncoder
+from tqe.errors import (
+    IdempotencyConflict,
+    InvalidOption,
+    InvalidPayload,
+    JobFailed,
+    JobWasCancelled,
+    PartialSubmit,
+    QueueFull,
+    ResultTimeout,
+    ResultTooLarge,
+    ResultUnavailable,
+    SubmitError,
+    TQEError,
+)
+from tqe.formats import FRAME_JOBS_MAX
+from tqe.job import IDS, TERMINAL, IdMaker, SubmitOptions, is_type_name, lane_name, submit_options
+from tqe.registry import Registry, Task
+from tqe.settings import Settings
+from tqe.store import producing, reading
+from tqe.store.keys import Keys
+from tqe.store.steps import Hear, Listen, Steps
+
+REREAD_S: Final = 1.0  # how long a waiter trusts that it will be woken
+_WAITING_MS: Final = 60_000  # how long one entry among those who wait is good for
+
+AnyTask = Task[..., Any]
+Progress = Callable[[int], None]
+
+
+class Core:
+    """What both clients share: settings, keys, checks, packing and procedures. Holds no connection.
+
+    `handles` makes what a caller gets of the jobs in a receipt.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry | None,
+        handles: Callable[[Receipt], Sequence[Any]],
+        ids: IdMaker = IDS,
+    ) -> None:
+        self.handles: Final = handles
+        self.calls: Final = calls
+        self.settings: Final = settings
+        self.registry: Final = registry if registry is not None else Registry()
+        self.ids: Final = ids
+        self.keys: Final = Keys(settings.namespace)
+        self.encoder: Final = PayloadEncoder(
+            payload_max_bytes=settings.payload_max_bytes, zstd_threshold_bytes=settings.zstd_threshold_bytes
+        )
+
+    # -------------------------------------------------------------- checks
+
+    def options(self, task: AnyTask | None, given: Mapping[str, Any]) -> SubmitOptions:
+        """Options of one submission: as given, else of the task, else the default."""
+        lane = task.lane if task is not None and task.lane is not None else self.settings.default_lane
+        if task is not None and not task.track and given.get("track") is None:
+            given = {**given, "track": False}
+        return submit_options(given, lanes=self.settings.lanes, default_lane=lane, now_ms=clock.wall_ms())
+
+    def task(self, type_name: object) -> tuple[str, AnyTask | None]:
+        """A type by name; one that is not registered here may be a task of another service."""
+        if not isinstance(type_name, str) or not is_type_name(type_name):
+            raise InvalidPayload(f"{str(type_name)[:80]!r} is no type: 1 to 64 of A-Z a-z 0-9 _ . : -")
+        return type_name, self.registry.get(type_name)
+
+    def item(self, type_name: object, payload: Any, given: Mapping[str, Any], position: int = 0) -> Item:
+        name, task = self.task(type_name)
+        options = self.options(task, given)
+        return Item(position, name, self.encoder.encode(payload, task), options)
+
+    def packer(self) -> Packer:
+        return Packer(ids=self.ids, encoder=self.encoder, idempotency_ttl_s=self.settings.idempotency_ttl_s)
+
+    # -------------------------------------------------------------- submitting
+
+    def submit(self, item: Item) -> Steps[Receipt]:
+        """One job. Raises what refused it."""
+        receipt = Receipt(tracked=item.options.track)
+        packer = self.packer()
+        yield from self.send([*packer.add(item), *packer.close()], receipt)
+        for error in receipt.refused.values():
+            raise error
+        return receipt
+
+    def send(self, parcels: Sequence[Parcel], receipt: Receipt) -> Steps[None]:
+        """One call of `enqueue`; what it answered goes into the receipt."""
+        if not parcels:
+            return
+        answer = yield from producing.enqueue(self.keys, [parcel.frame for parcel in parcels])
+        for at, parcel in enumerate(parcels):
+            held = answer.held.get(at)
+            key = parcel.frame.key
+            if held is not None and key is not None and held[1] != key.request_hash:
+                receipt.refused[parcel.runs[0].position] = IdempotencyConflict(held[0])
+            else:
+                receipt.add(parcel, held)
+
+    def submit_of(
+        self,
+        task: AnyTask | str,
+        payloads: Iterable[Any],
+        given: Mapping[str, Any],
+        *,
+        collect: bool,
+        progress: Progress | None,
+    ) -> Steps[Receipt]:
+        """Many jobs of one type. A payload may come as `(payload, options)`; then they are looked at
+        singly."""
+        name, known = self.task(task) if isinstance(task, str) else (task.name, task)
+        source = iter(payloads)
+        first = list(islice(source, 1))
+        payloads = chain(first, source)
+        if given.get("idempotency_key") is None and first and isinstance(first[0], tuple):
+            items = (
+                (name, *payload) if isinstance(payload, tuple) else (name, payload) for payload in payloads
+            )
+            return self.submit_mixed(items, given, collect=collect, progress=progress)
+        return self._submit_alike(name, known, payloads, given, collect=collect, progress=progress)
+
+    def _submit_alike(
+        self,
+        type_name: str,
+        task: AnyTask | None,
+        payloads: Iterable[Any],
+        given: Mapping[str, Any],
+        *,
+        collect: bool,
+        progress: Progress | None,
+    ) -> Steps[Receipt]:
+        """Many jobs of one type and with the same options: nothing is done for a job but its encoding."""
+        options = self.options(task, given)
+        if options.key is not None:
+            raise InvalidOption("idempotency_key belongs to one job: give (payload, {'idempotency_key': …})")
+        receipt = Receipt(tracked=options.track)
+
+        def parcels() -> Iterator[Parcel]:
+            source = iter(payloads)
+            first = 0
+            while chunk := list(islice(source, FRAME_JOBS_MAX)):
+                encoded, refused = self.encoder.encode_many(chunk, task)
+                if refused:
+                    yield from self._around_refused(
+                        type_name, encoded, refused, options, first, receipt, collect=collect
+                    )
+                else:
+                    yield from pack_alike(
+                        type_name, encoded, options, first=first, ids=self.ids, encoder=self.encoder
+                    )
+                first += len(chunk)
+            receipt.total = first
+
+        yield from self._send_all(parcels(), receipt, collect=collect, progress=progress)
+        return receipt
+
+    def _around_refused(
+        self,
+        type_name: str,
+        encoded: Sequence[bytes],
+        refused: Mapping[int, SubmitError],
+        options: SubmitOptions,
+        first: int,
+        receipt: Receipt,
+        *,
+        collect: bool,
+    ) -> Iterator[Parcel]:
+        _refuse(receipt, {first + at: error for at, error in refused.items()}, collect=collect)
+        packer = self.packer()
+        for at, payload in enumerate(encoded):
+            if at not in refused:
+                yield from packer.add(Item(first + at, type_name, payload, options))
+        yield from packer.close()
+
+    def submit_mixed(
+        self,
+        items: Iterable[Any],
+        given: Mapping[str, Any],
+        *,
+        collect: bool,
+        progress: Progress | None,
+    ) -> Steps[Receipt]:
+        """Many jobs that may differ: `(type, payload)` or `(type, payload, options)`; `given` counts for
+        all."""
+        if given.get("idempotency_key") is not None:
+            raise InvalidOption("idempotency_key belongs to one job: give (type, payload, {…})")
+        receipt = Receipt(tracked=given.get("track") is not False)
+        shared: dict[str, SubmitOptions] = {}  # by type: options of the items that bring none of their own
+
+        def parcels() -> Iterator[Parcel]:
+            source = iter(items)
+            packer = self.packer()
+            first = 0
+            while chunk := list(islice(source, FRAME_JOBS_MAX)):
+                for item in self._items(chunk, given, shared, first, receipt, collect=collect):
+                    yield from packer.add(item)
+                first += len(chunk)
+            receipt.total = first
+            yield from packer.close()
+
+        yield from self._send_all(parcels(), receipt, collect=collect, progress=progress)
+        return receipt
+
+    def _items(
+        self,
+        chunk: Sequence[Any],
+        given: Mapping[str, Any],
+        shared: dict[str, SubmitOptions],
+        first: int,
+        receipt: Receipt,
+        *,
+        collect: bool,
+    ) -> Iterator[Item]:
+        for position, entry in enumerate(chunk, first):
+            try:
+                type_name, payload, own = _entry(entry)
+                name, task = self.task(type_name)
+                if own:
+                    options = self.options(task, {**given, **own})
+                else:
+                    found = shared.get(name)
+                    options = shared[name] = self.options(task, given) if found is None else found
+                yield Item(position, name, self.encoder.encode(payload, task), options)
+            except SubmitError as e:
+                _refuse(receipt, {position: e}, collect=collect)
+
+    def _send_all(
+        self, parcels: Iterator[Parcel], receipt: Receipt, *, collect: bool, progress: Progress | None
+    ) -> Steps[None]:
+        """Calls of bounded size. What fails after a first call went in is told as PartialSubmit, with its
+        jobs."""
+        try:
+            for batch in self.calls(parcels):
+                yield from self.send(batch, receipt)
+                if receipt.refused and not collect:
+                    raise next(iter(receipt.refused.values()))
+                if progress is not None:
+                    progress(receipt.created + len(receipt.duplicates) + len(receipt.refused))
+        except TQEError as e:
+            if not receipt.accepted:
+                raise
+            raise PartialSubmit(self.handles(receipt), e) from e
+
+    # -------------------------------------------------------------- results
+
+    def result(self, frame_id: bytes, index: int, timeout_s: float | None) -> Steps[Any]:
+        """Wait until the job has ended. The channel is listened to before the record is read, so that an
+        end in between is not missed; reading again each second covers a message that was lost with its
+        connection."""
+        end_ns = None if timeout_s is None else clock.monotonic_ns() + int(timeout_s * 1e9)
+        record = yield from reading.job_record(self.keys, frame_id, index, overlay=False)
+        if not _ended(record):
+            yield from producing.persist(Listen(self.keys.done(frame_id)))
+        entered_ns = 0
+        while not _ended(record):
+            now_ns = clock.monotonic_ns()
+            if end_ns is not None and now_ns >= end_ns:
+                raise ResultTimeout(
+                    f"job {record.status.id} is {record.status.status}; its result is not there yet"
+                )
+            if not entered_ns or now_ns - entered_ns > _WAITING_MS * 500_000:
+                yield from self._say_that_we_wait(frame_id)
+                entered_ns = now_ns
+                record = yield from reading.job_record(self.keys, frame_id, index, overlay=False)
+                continue
+            left_s = REREAD_S if end_ns is None else min(REREAD_S, (end_ns - now_ns) / 1e9)
+            yield from producing.persist(Hear(left_s))
+            record = yield from reading.job_record(self.keys, frame_id, index, overlay=False)
+        return read_result(record)
+
+    def _say_that_we_wait(self, frame_id: bytes) -> Steps[None]:
+        until_ms = clock.wall_ms() + _WAITING_MS
+        with suppress(QueueFull):  # then nobody wakes us, and we read each second
+            # GT: of two who wait, the later end counts.
+            yield from reading.ask(("ZADD", self.keys.waiting, "GT", until_ms, frame_id))
+
+    def cancel(self, frame_id: bytes, index: int) -> Steps[str]:
+        """`cancelled`, `requested`, `too_late` or `unknown`."""
+        answer = yield from producing.cancel(
+            self.keys, frame_id, index, result_ttl_s=self.settings.result_ttl_s
+        )
+        return answer.partition(":")[0]
+
+    def lane(self, name: str) -> str:
+        return lane_name({"lane": name}, lanes=self.settings.lanes, default_lane="")
+
+    # -------------------------------------------------------------- dead letters
+
+    def replay_these(self, names: Sequence[str]) -> Steps[producing.Replayed]:
+        parts = []
+        for at in range(0, len(names), producing.PAGE):
+            parts.append((yield from producing.replay(self.keys, names[at : at + producing.PAGE])))
+        return _joined(parts)
+
+    def purge_these(self, names: Sequence[str]) -> Steps[int]:
+        count = 0
+        for at in range(0, len(names), producing.PAGE):
+            count += yield from producing.purge(self.keys, names[at : at + producing.PAGE])
+        return count
+
+    def replay_all(
+        self, *, type_name: str | None = None, reason: str | None = None, progress: Progress | None = None
+    ) -> Steps[producing.Replayed]:
+        """Replay what matches and was dead when this began, oldest first, a page at a time."""
+        parts: list[producing.Replayed] = []
+        count = 0
+        pages = _Pages(self.keys, type_name, reason)
+        while (ids := (yield from pages.next())) is not None:
+            part = yield from producing.replay(self.keys, ids)
+            parts.append(part)
+            count += len(part.replayed)
+            if progress is not None:
+                progress(count)
+        return _joined(parts)
+
+    def purge_all(
+        self, *, type_name: str | None = None, reason: str | None = None, progress: Progress | None = None
+    ) -> Steps[int]:
+        """Drop what matches and was dead when this began."""
+        count = 0
+        pages = _Pages(self.keys, type_name, reason)
+        while (ids := (yield from pages.next())) is not None:
+            count += yield from producing.purge(self.keys, ids)
+            if progress is not None:
+                progress(count)
+        return count
+
+
+class _Pages:
+    """Ids of dead jobs that match, page by page; up to the moment of the first page, because a job that is
+    replayed and dies again would otherwise be met again for ever."""
+
+    def __init__(self, keys: Keys, type_name: str | None, reason: str | None) -> None:
+        self._keys = keys
+        self._type_name = type_name
+        self._reason = reason
+        self._until_ms = 0
+        self._cursor: reading.Cursor | None = None
+        self._over = False
+
+    def next(self) -> Steps[list[str] | None]:
+        if not self._until_ms:
+            seconds, micros = (yield from reading.ask(("TIME",)))[0]
+            self._until_ms = int(seconds) * 1000 + int(micros) // 1000
+        while not self._over:
+            page = yield from reading.dead_jobs(
+                self._keys,
+                type_name=self._type_name,
+                reason=self._reason,
+                newest_first=False,
+                cursor=self._cursor,
+                until_ms=self._until_ms,
+            )
+            self._cursor, self._over = page.cursor, page.cursor is None
+            if page.jobs:
+                return [job.id for job in page.jobs]
+        return None
+
+
+# ------------------------------------------------------------------ helpers
+
+
+def _entry(entry: Any) -> tuple[Any, Any, Mapping[str, Any]]:
+    if isinstance(entry, tuple | list) and len(entry) == 2:
+        return entry[0], entry[1], {}
+    if isinstance(entry, tuple | list) and len(entry) == 3 and isinstance(entry[2], Mapping):
+        return entry[0], entry[1], entry[2]
+    raise InvalidPayload(f"an item is (type, payload) or (type, payload, options), not {entry!r:.60}")
+
+
+def _refuse(receipt: Receipt, refused: Mapping[int, SubmitError], *, collect: bool) -> None:
+    receipt.refused.update(refused)
+    if not collect:
+        position, error = next(iter(refused.items()))
+        error.add_note(f"This is item {position} of the submission, counted from 0.")
+        raise error
+
+
+def calls(parcels: Iterable[Parcel]) -> Iterator[list[Parcel]]:
+    """Parcels for one call each. Those that may be repeated after a lost reply never share one with those
+    that may not, or the former would have to be given up with the latter."""
+    open_calls: dict[bool, tuple[list[Parcel], int]] = {}
+    for parcel in parcels:
+        frame = parcel.frame
+        repeatable = bool(frame.value) or frame.key is not None
+        batch, size = open_calls.get(repeatable, ([], 0))
+        if batch and (
+            size + len(frame.data) > producing.CALL_BYTES_MAX or len(batch) >= producing.CALL_FRAMES_MAX
+        ):
+            yield batch
+            batch, size = [], 0
+        batch.append(parcel)
+        open_calls[repeatable] = (batch, size + len(frame.data))
+    for batch, _ in open_calls.values():
+        if batch:
+            yield batch
+
+
+def _joined(parts: Sequence[producing.Replayed]) -> producing.Replayed:
+    return producing.Replayed(
+        replayed=tuple(one for part in parts for one in part.replayed),
+        missing=tuple(one for part in parts for one in part.missing),
+        damaged=tuple(one for part in parts for one in part.damaged),
+        unknown=tuple(one for part in parts for one in part.unknown),
+    )
+
+
+def _ended(record: reading.JobRecord) -> bool:
+    return record.state == "" or record.state in TERMINAL
+
+
+def read_result(record: reading.JobRecord) -> Any:
+    """What a job returned, or the exception that says why there is nothing."""
+    status, own = record.status, record.own
+    if status.status == "completed":
+        large = _too_large(own)
+        if large is not None:
+            raise ResultTooLarge(
+                f"the result of job {status.id} has {large} bytes, above result_max_bytes, and was not kept"
+            )
+        return own.get("result")
+    if status.status == "dead":
+        raise JobFailed(status.error or "", status.id)
+    if status.status == "cancelled":
+        raise JobWasCancelled(status.id, status.error or "")
+    raise ResultUnavailable(f"nothing is known of job {status.id}: its record has expired, or it never was")
+
+
+def _too_large(own: Mapping[str, Any]) -> Any:
+    error = own.get("error")
+    if isinstance(error, Mapping) and "result_too_large" in error:
+        return error["result_too_large"]
+    return own.get("result_too_large")

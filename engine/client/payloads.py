@@ -1,0 +1,75 @@
+"""Owns the check of payloads before they are sent: JSON within the limits, and arguments that the task
+takes."""
+
+from typing import Any
+
+from tqe.codec import payload as codec_payload
+from tqe.errors import InvalidPayload, SubmitError
+from tqe.job import OUTWARD_NAMES
+from tqe.registry import Task
+
+AnyTask = Task[..., Any]
+
+
+class PayloadEncoder:
+    """Encodes payloads under the limits of one app. `task` is the task as far as this process knows it."""
+
+    def __init__(self, *, payload_max_bytes: int, zstd_threshold_bytes: int) -> None:
+        self.payload_max_bytes = payload_max_bytes
+        self.zstd_threshold_bytes = zstd_threshold_bytes
+
+    def encode(self, payload: Any, task: AnyTask | None) -> bytes:
+        raw = codec_payload.encode(payload, payload_max_bytes=self.payload_max_bytes)
+        if task is not None:
+            task.validate(raw)
+        return raw
+
+    def encode_many(
+        self, payloads: list[Any], task: AnyTask | None
+    ) -> tuple[list[bytes], dict[int, SubmitError]]:
+        """The encoded payloads, and those that were refused by position, with b"" in their place."""
+        fast = self._all_at_once(payloads, task)
+        if fast is not None:
+            return fast, {}
+        encoded: list[bytes] = []
+        refused: dict[int, SubmitError] = {}
+        for position, payload in enumerate(payloads):
+            try:
+                encoded.append(self.encode(payload, task))
+            except SubmitError as e:
+                encoded.append(b"")
+                refused[position] = e
+        return encoded, refused
+
+    def _all_at_once(self, payloads: list[Any], task: AnyTask | None) -> list[bytes] | None:
+        """A C loop a check over the whole list; None if anything is odd and has to be looked at singly."""
+        try:
+            encoded = codec_payload.encode_many(payloads, payload_max_bytes=self.payload_max_bytes)
+            if task is None:
+                return encoded
+            if task.mode == "kwargs":
+                return None
+            # Decoded just as a worker does, and thrown away: the only check that cannot disagree with it.
+            task.decoder.decode_lines(b"\n".join(encoded))
+        except (SubmitError, ValueError, RecursionError):
+            return None
+        return encoded
+
+    def compress(self, raw: bytes) -> tuple[bytes, bool]:
+        """The bytes to store, and whether they are compressed."""
+        return codec_payload.compress(raw, zstd_threshold_bytes=self.zstd_threshold_bytes)
+
+
+def submission_from_json(
+    line: str | bytes, *, payload_max_bytes: int
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """(type, payload, options) of an NDJSON line or a REST body: `{"type", "payload", "priority", "delay",
+    …}`."""
+    # The limit counts for the payload; the rest of the line is short, and what is longer is refused later.
+    body = codec_payload.parse_json(line, payload_max_bytes=2 * payload_max_bytes)
+    type_name, payload = body.pop("type", None), body.pop("payload", {})
+    if not isinstance(type_name, str):
+        raise InvalidPayload('"type" is missing: it names the task')
+    if not isinstance(payload, dict):
+        raise InvalidPayload('"payload" is not a JSON object')
+    return type_name, payload, {OUTWARD_NAMES.get(name, name): v for name, v in body.items() if v is not None}

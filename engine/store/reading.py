@@ -1,0 +1,390 @@
+"""Owns what readers want to know of Redis: the state of the queue, of a job, of its workers, of the dead
+letters.
+
+Plain commands and pure parsers; nothing here changes anything, and nobody scans what is in flight: what
+runs is read from what the stewards publish, at most a second old.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from tqe import codec
+from tqe.codec.payload import decode, decompress
+from tqe.errors import FrameError, InvalidPayload, PayloadTooLarge
+from tqe.job import JobStatus, Snapshot, bucket_of, error_text, job_id, job_status, to_datetime, to_iso
+from tqe.store.keys import Keys
+from tqe.store.producing import PAGE, persist
+from tqe.store.steps import Reads, Steps
+
+TOTALS: Final = (
+    "submitted",
+    "completed",
+    "failed",
+    "retried",
+    "dead",
+    "duplicate",
+    "cancelled",
+    "recovered",
+    "fenced",
+)
+MORE_TOTALS: Final = ("expired", "quarantined", "parked", "dlq_dropped", "replayed")
+
+
+def ask(*commands: tuple[bytes | str | int | float, ...]) -> Steps[list[Any]]:
+    """Replies of commands that were sent together."""
+    return list((yield from persist(Reads(commands))))
+
+
+# ------------------------------------------------------------------ workers
+
+
+class RunningJob(NamedTuple):
+    """A job as its worker's steward published it."""
+
+    id: str
+    type: str
+    since_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerStatus:
+    """A worker as its steward published it."""
+
+    incarnation: str
+    worker: int
+    pid: int
+    cpu: int | None
+    state: str
+    host: str
+    jobs: tuple[RunningJob, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "worker": self.worker,
+            "pid": self.pid,
+            "cpu": self.cpu,
+            "state": self.state,
+            "job": self.jobs[0].id if self.jobs else None,
+        }
+
+
+def workers(keys: Keys) -> Steps[list[WorkerStatus]]:
+    """All workers that live, by host and number."""
+    incarnations = (yield from ask(("ZRANGE", keys.incarnations, 0, -1)))[0]
+    if not incarnations:
+        return []
+    published = (yield from ask(("MGET", *(keys.worker(one.decode()) for one in incarnations))))[0]
+    found = [
+        parse_worker(one.decode(), text)
+        for one, text in zip(incarnations, published, strict=True)
+        if text is not None
+    ]
+    return sorted((one for one in found if one is not None), key=lambda one: (one.host, one.worker))
+
+
+def parse_worker(incarnation: str, text: bytes) -> WorkerStatus | None:
+    """None for what is no such record: a reader must not break on what another version publishes."""
+    try:
+        told = msgspec.json.decode(text, type=dict[str, Any])
+        return WorkerStatus(
+            incarnation=incarnation,
+            worker=int(told["worker"]),
+            pid=int(told["pid"]),
+            cpu=None if told.get("cpu") is None else int(told["cpu"]),
+            state=str(told.get("state", "")),
+            host=str(told.get("host", "")),
+            jobs=tuple(
+                RunningJob(str(one["id"]), str(one.get("type", "")), int(one.get("since_ms", 0)))
+                for one in told.get("jobs", ())
+            ),
+        )
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+# ------------------------------------------------------------------ the queue
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneStatus:
+    """Jobs that wait in a lane; `sorted` of the `queued` ones are in its ordered part."""
+
+    queued: int
+    sorted: int
+    paused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueStatus:
+    """The whole queue at a glance, in jobs (the last two: in frames)."""
+
+    lanes: Mapping[str, LaneStatus]
+    running: int
+    scheduled: int
+    dead: int
+    totals: Mapping[str, int]
+    workers: Sequence[WorkerStatus]
+    quarantined_frames: int
+    parked_frames: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The shape of `tqe status --json`."""
+        return {
+            "lanes": {
+                name: {"queued": lane.queued, "sorted": lane.sorted} for name, lane in self.lanes.items()
+            },
+            "running": self.running,
+            "scheduled": self.scheduled,
+            "dead": self.dead,
+            "totals": {name: self.totals.get(name, 0) for name in TOTALS},
+            "workers": [worker.as_dict() for worker in self.workers],
+        }
+
+
+def queue_status(keys: Keys, lanes: Sequence[str]) -> Steps[QueueStatus]:
+    """`lanes` in their order, then lanes that have jobs although nobody has configured them here."""
+    depth, stats, late, dead, quarantined, parked, paused = yield from ask(
+        ("HGETALL", keys.depth),
+        ("HGETALL", keys.stats),
+        ("ZCARD", keys.delayed),
+        ("ZCARD", keys.dlq_index),
+        ("LLEN", keys.quarantine),
+        ("LLEN", keys.parked),
+        ("SMEMBERS", keys.paused),
+    )
+    jobs = _counts(depth)
+    orphans = {name.removesuffix(":sorted") for name in jobs} - {"delayed", *lanes}
+    names = [*lanes, *sorted(orphans)]
+    sizes = yield from ask(
+        *(("LLEN", keys.queue(name)) for name in names), *(("ZCARD", keys.sorted(name)) for name in names)
+    )
+    stopped = {name.decode("utf-8", "replace") for name in paused}
+    found = {}
+    for at, name in enumerate(names):
+        listed = _depth(jobs.get(name, 0), sizes[at])
+        ordered = _depth(jobs.get(f"{name}:sorted", 0), sizes[at + len(names)])
+        found[name] = LaneStatus(queued=listed + ordered, sorted=ordered, paused=name in stopped)
+    alive = yield from workers(keys)
+    return QueueStatus(
+        lanes=found,
+        running=sum(len(worker.jobs) for worker in alive),
+        scheduled=_depth(jobs.get("delayed", 0), late),
+        dead=dead,
+        totals={name: 0 for name in (*TOTALS, *MORE_TOTALS)} | _counts(stats),
+        workers=alive,
+        quarantined_frames=quarantined,
+        parked_frames=parked,
+    )
+
+
+def _counts(reply: Any) -> dict[str, int]:
+    pairs = zip(reply[::2], reply[1::2], strict=True)
+    return {name.decode("utf-8", "replace"): int(value) for name, value in pairs}
+
+
+def _depth(jobs: int, frames: int) -> int:
+    """`depth` is a cache that may be off after a failover; the number of frames bounds it from below."""
+    return max(jobs, frames) if frames else 0
+
+
+# ------------------------------------------------------------------ one job
+
+
+class JobRecord(NamedTuple):
+    """What Redis knows of a job: the status for people, and the raw parts that results are made of."""
+
+    status: JobStatus
+    state: str  # of the snapshot; "" if there is none
+    own: Mapping[str, Any]
+
+
+def job_record(keys: Keys, frame_id: bytes, index: int, *, overlay: bool = True) -> Steps[JobRecord]:
+    """`overlay` also asks whether it runs right now, which takes a second and a third round trip."""
+    name = job_id(frame_id, index)
+    (value, own_text), asked, (seconds, micros) = yield from ask(
+        ("HMGET", keys.bucket(*bucket_of(frame_id)), frame_id, name),
+        ("HGET", keys.cancel, frame_id),
+        ("TIME",),
+    )
+    snapshot, own = parse_snapshot(value), parse_own(own_text)
+    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    found = snapshot is not None and index < snapshot.total
+    state = snapshot.state_of(index) if snapshot is not None and found else ""
+    running_since_ms = None
+    if overlay and state in ("Q", "R"):
+        for worker in (yield from workers(keys)):
+            for job in worker.jobs:
+                if job.id == name:
+                    running_since_ms = job.since_ms
+    status = job_status(
+        frame_id,
+        index,
+        snapshot=snapshot,
+        own=own,
+        running_since_ms=running_since_ms,
+        cancel_requested=asked is not None and str(index).encode() in asked.split(b","),
+        now_ms=now_ms,
+    )
+    return JobRecord(status, state, own)
+
+
+def parse_snapshot(value: bytes | None) -> Snapshot | None:
+    try:
+        return None if value is None else Snapshot.parse(value)
+    except (ValueError, UnicodeDecodeError):
+        return None
+
+
+def parse_own(text: bytes | None) -> Mapping[str, Any]:
+    try:
+        return {} if text is None else msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return {}
+
+
+# ------------------------------------------------------------------ dead letters
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadJob:
+    """An entry of the dead-letter queue. `payload` only where one entry was asked for; None if it cannot
+    be read."""
+
+    id: str
+    type: str | None
+    lane: str | None
+    reason: str | None
+    error: str | None
+    attempts: int
+    crashes: int
+    died_at: datetime | None
+    payload: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "type": self.type,
+            "lane": self.lane,
+            "reason": self.reason,
+            "error": self.error,
+            "attempts": self.attempts,
+            "crashes": self.crashes,
+            "died_at": to_iso(self.died_at),
+        } | ({} if self.payload is None else {"payload": self.payload})
+
+
+class Cursor(NamedTuple):
+    """Where a page of dead letters ended: entries come and go, so it is a place in time and not a rank."""
+
+    died_ms: float
+    id: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadPage:
+    """Entries that matched, of one page of the index; `cursor` is None after the last page."""
+
+    jobs: Sequence[DeadJob]
+    cursor: Cursor | None
+
+
+def dead_jobs(
+    keys: Keys,
+    *,
+    type_name: str | None = None,
+    reason: str | None = None,
+    newest_first: bool = True,
+    cursor: Cursor | None = None,
+    until_ms: int | None = None,
+) -> Steps[DeadPage]:
+    """One page of the index, filtered; `reason` matches from its start, so `crash` finds `crash:SIGKILL`.
+    `until_ms` leaves out what died later."""
+    ids, after = yield from _page(keys, newest_first, cursor, "+inf" if until_ms is None else str(until_ms))
+    found = yield from _described(keys, ids)
+    wanted = [
+        job
+        for job in found
+        if (type_name is None or job.type == type_name)
+        and (reason is None or (job.reason or "").startswith(reason))
+    ]
+    return DeadPage(jobs=wanted, cursor=after)
+
+
+def dead_job(keys: Keys, name: str) -> Steps[DeadJob | None]:
+    """One entry with its payload, None if it is not there."""
+    frame, meta, died_ms = yield from ask(
+        ("HGET", keys.dlq, name), ("HGET", keys.dlq_meta, name), ("ZSCORE", keys.dlq_index, name)
+    )
+    if frame is None:
+        return None
+    return parse_dead(name, meta, died_ms, payload=payload_of(frame))
+
+
+def parse_dead(
+    name: str, meta: bytes | None, died_ms: Any, payload: Mapping[str, Any] | None = None
+) -> DeadJob:
+    told = parse_own(meta)
+    return DeadJob(
+        id=name,
+        type=told.get("type"),
+        lane=told.get("lane"),
+        reason=told.get("reason"),
+        error=error_text(told.get("error")),
+        attempts=int(told.get("attempts") or 0),
+        crashes=int(told.get("crashes") or 0),
+        died_at=to_datetime(int(told.get("died_at") or float(died_ms or 0))),
+        payload=payload,
+    )
+
+
+def payload_of(frame: bytes) -> Mapping[str, Any] | None:
+    """The payload of a frame of one, None when its bytes do not allow that."""
+    try:
+        _, _, stored, _, zstd = codec.walk(frame)[0]
+        return decode(decompress(stored, payload_max_bytes=_PAYLOAD_CEILING) if zstd else stored)
+    except (FrameError, InvalidPayload, PayloadTooLarge):
+        return None
+
+
+_PAYLOAD_CEILING: Final = 16 * 1024 * 1024  # what the setting allows at most
+
+
+def _page(
+    keys: Keys, newest_first: bool, cursor: Cursor | None, latest: str
+) -> Steps[tuple[list[bytes], Cursor | None]]:
+    """Up to a page of ids behind the cursor. Those of one millisecond come in the order of their bytes."""
+    at = None if cursor is None else format(cursor.died_ms, ".17g")
+    if newest_first:
+        command, first, last = "ZREVRANGEBYSCORE", at or latest, "-inf"
+    else:
+        command, first, last = "ZRANGEBYSCORE", at or "-inf", latest
+    offset = 0
+    while True:
+        flat = (yield from ask((command, keys.dlq_index, first, last, "WITHSCORES", "LIMIT", offset, PAGE)))[
+            0
+        ]
+        places = [Cursor(float(score), name) for name, score in zip(flat[::2], flat[1::2], strict=True)]
+        fresh = [
+            place
+            for place in places
+            if cursor is None or (place < cursor if newest_first else place > cursor)
+        ]
+        if len(places) < PAGE:
+            return [place.id for place in fresh], None
+        if fresh:
+            return [place.id for place in fresh], fresh[-1]
+        offset += PAGE  # more entries of one millisecond than a page holds, and all of these were seen
+
+
+def _described(keys: Keys, ids: Sequence[bytes]) -> Steps[list[DeadJob]]:
+    if not ids:
+        return []
+    metas, scores = yield from ask(("HMGET", keys.dlq_meta, *ids), ("ZMSCORE", keys.dlq_index, *ids))
+    return [
+        parse_dead(name.decode("utf-8", "replace"), meta, score)
+        for name, meta, score in zip(ids, metas, scores, strict=True)
+    ]
