@@ -38,8 +38,12 @@ class Producer:
         self.journal = journal
         self.rng = rng
         self.app = App(redis_url=redis_url)
-        self.number = 0
+        self.first = self.number = 0
         self.unknown = 0
+
+    @property
+    def count(self) -> int:
+        return self.number - self.first
 
     def bulk(
         self,
@@ -131,7 +135,7 @@ class Arena:
         self.runs: list[TqeRun] = []
         self.producers: list[Producer] = []
         self.mid_audits: list[MidAudit] = []
-        self.direct = server.client()
+        self.direct: Any = server.client()
 
     # ---- who takes part
 
@@ -144,30 +148,36 @@ class Arena:
 
     def producer(self) -> Producer:
         made = Producer(self.submits, self.redis_url, random.Random(self.rng.random()))
-        made.number = 10_000_000 * len(self.producers)
+        made.first = made.number = 10_000_000 * len(self.producers)
         self.producers.append(made)
         return made
 
     @contextlib.contextmanager
-    def producing(self, work: Callable[[Producer], None]) -> Iterator[threading.Event]:
-        """`work` in a thread while the block does its faults; the event is set when it has ended."""
-        producer, ended = self.producer(), threading.Event()
+    def load(self, jobs: int, *, backlog: int = 2_000, pause_s: float = 0.0) -> Iterator[Producer]:
+        """Mixed jobs while the block does its faults: `jobs` at least, and until the block has ended.
+
+        So every fault meets a queue at work, and one that is over never waits for a long backlog.
+        """
+        producer, enough = self.producer(), threading.Event()
         failed: list[BaseException] = []
 
         def body() -> None:
             try:
-                work(producer)
+                while producer.count < jobs or not enough.is_set():
+                    if producer.count - self.ended_jobs() > backlog:
+                        time.sleep(0.005)
+                    else:
+                        producer.mixed(200, pause_s)
             except BaseException as error:
                 failed.append(error)
-            finally:
-                ended.set()
 
         thread = threading.Thread(target=body, name="chaos-producer", daemon=True)
         thread.start()
         try:
-            yield ended
+            yield producer
         finally:
-            thread.join(120)
+            enough.set()
+            thread.join(60 + jobs / 200)
         assert not thread.is_alive(), "the producer never came to its end"
         if failed:
             raise failed[0]
@@ -209,10 +219,23 @@ class Arena:
             return -1
 
     def total(self, name: str) -> int:
-        return int(self.direct.hget(f"{PREFIX}stats", name) or 0)
+        return self.totals().get(name, 0)
+
+    def totals(self) -> dict[str, int]:
+        """Of the stats hash; asked again while Redis is away."""
+
+        def ask() -> list[dict[bytes, bytes]]:
+            try:
+                return [self.direct.hgetall(f"{PREFIX}stats")]
+            except (redis.ConnectionError, redis.TimeoutError):
+                return []
+
+        found = wait_until(ask, 60, "Redis answers")[0]
+        return {name.decode(): int(value) for name, value in found.items()}
 
     def ended_jobs(self) -> int:
-        return self.total("completed") + self.total("dead") + self.total("cancelled")
+        totals = self.totals()
+        return sum(totals.get(name, 0) for name in ("completed", "dead", "cancelled"))
 
     def wait_drained(self, timeout: float = 60.0) -> None:
         """Nothing waits, is delayed or is leased any more, seen twice with a fetch in between."""
@@ -242,7 +265,8 @@ class Arena:
         return report
 
     def judge(self, limits: Limits) -> tuple[History, Report]:
-        audit = read_store(self.direct)
+        with contextlib.closing(self.server.client()) as client:
+            audit = read_store(client)
         audit.residue += [f"process {pid} is still there" for pid in self.left_behind()]
         journals = load(self.folder)
         history = history_of(journals, audit, self.mid_audits)

@@ -15,7 +15,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -280,8 +279,3 @@ def status(redis_url: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
-
-
-def sleep_until(deadline: float) -> None:
-    """For paced faults: their moments are the test's subject, not its oracle."""
-    time.sleep(max(0.0, deadline - time.monotonic()))
