@@ -1,4 +1,4 @@
-"""Proves the arena without workers: what producers were told is what the store holds, over dead servers too."""
+"""Proves the arena without workers: what producers were told is in the store, over dead servers too."""
 
 from __future__ import annotations
 
