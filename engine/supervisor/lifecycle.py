@@ -28,6 +28,11 @@ from tqe.telemetry import logs, procfs
 _MS: Final = 1_000_000
 _S: Final = 1_000_000_000
 
+_RECYCLE: Final = {
+    layout.RECYCLE_JOBS: "it has run its jobs",
+    layout.RECYCLE_MEMORY: "it uses too much memory",
+}
+
 EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1
 
@@ -69,6 +74,7 @@ class Life:
     started_ns: int
     stop_at_ns: int | None = None  # when it is killed if it has not drained by then
     killed: bool = False
+    recycling: bool = False
 
     @property
     def ready(self) -> bool:
@@ -360,9 +366,7 @@ class Supervisor:
         self._limits.forget(slot)
         if self._posts.get(life.number) is life:
             del self._posts[life.number]
-        expected = self._stop is not None or life.stop_at_ns is not None
-        recycled = slot.get(layout.C_RECYCLE) != layout.RECYCLE_NONE and death.how == "exit 0"
-        if expected or recycled:
+        if self._stop is not None or life.stop_at_ns is not None:
             _log.info(f"worker {life.number} ended ({death.how})", worker_pid=death.pid)
             self._backoffs[life.number].died(now_ns, young=False)
             return
@@ -433,6 +437,12 @@ class Supervisor:
                 continue
             if life.stop_at_ns is not None:
                 self._keep_telling(life, now_ns)
+            elif life.slot.get(layout.C_RECYCLE) and not life.recycling:
+                life.recycling = True
+                _log.info(
+                    f"worker {life.number} asks to be replaced: {_RECYCLE[life.slot.get(layout.C_RECYCLE)]}"
+                )
+                self._recycle.append(life.number)
             self._enforce_limits(life, now_ns)
             self._watch_beat(life, now_ns)
 

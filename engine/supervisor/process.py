@@ -205,6 +205,11 @@ def wait_for(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
+def install_limit_signal(handler: Callable[[], None]) -> None:
+    """Make the supervisor's interrupt call `handler` in this worker's main thread, between two bytecodes."""
+    signal.signal(SOFT_SIGNAL, lambda number, frame: handler())
+
+
 def interrupt(pid: int) -> None:
     """Send the signal that makes a worker look at its condemn words."""
     with contextlib.suppress(ProcessLookupError):

@@ -231,10 +231,13 @@ def test_a_worker_whose_loop_stands_still_is_killed(start: Start) -> None:
     assert (recovered["signal"], recovered["kill_kind"]) == (9, layout.KILL_STUCK)
 
 
-def test_a_worker_that_asks_to_be_recycled_is_replaced_at_once(start: Start) -> None:
+def test_a_worker_that_asks_to_be_replaced_is_drained_after_its_replacement_is_there(start: Start) -> None:
     run = start("recycle", settings={"procs": 1})
-    run.wait("worker", 2)
-    assert "replacement starts" not in run.log()
+    run.wait("drained")
+    order = [e["event"] for e in run.events() if e["event"] in ("worker", "drained")]
+    assert order == ["worker", "worker", "drained"]
+    assert "it has run its jobs" in run.log()
+    assert "a replacement starts" not in run.log()
 
 
 # --- limits ---

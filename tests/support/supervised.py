@@ -84,7 +84,6 @@ class Toys:
                 slot.set(layout.C_BEAT, clock.boottime_ns())
             if play == "recycle" and slot.number == 0:
                 slot.set(layout.C_RECYCLE, layout.RECYCLE_JOBS)
-                return 0
             if play == "resync" and slot.get(layout.C_STOP) != layout.STOP_RESYNC:
                 if slot.get(layout.C_STOP):
                     self.tell("stop", word=slot.get(layout.C_STOP))
@@ -95,11 +94,11 @@ class Toys:
             time.sleep(0.005)
 
     def _long_job(self, play: str, slot: SlotView) -> int:
-        def interrupted(number: int, frame: object) -> None:
+        def interrupted() -> None:
             hit = slot.get(layout.C_IN_USER) == slot.get(layout.C_CONDEMN_STEP)
             self.tell("interrupted", hit=hit, kind=slot.get(layout.C_CONDEMN_KIND))
 
-        signal.signal(process.SOFT_SIGNAL, interrupted)
+        process.install_limit_signal(interrupted)
         slot.set(layout.C_ROW, 5)
         slot.set(layout.C_INDEX, 6)
         slot.set(layout.C_TIMEOUT_MS, 100 if play == "soft" else 0)
