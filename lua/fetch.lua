@@ -59,25 +59,31 @@ local function chunk_of(last)
   return math.max(1, math.min(size, frames_left))
 end
 
--- Takes one popped frame: true, or false if it exceeds a budget. Second: its jobs.
-local function take(f)
-  local lease, n = frame(f)
-  if not lease then
-    local list = n == 'newer' and newer or damaged
-    list[#list + 1] = f
+-- Takes popped frames list[at], list[at + step], … up to list[last]: position of the first that it did not take, jobs
+-- taken, and whether one exceeded a budget.
+local function take(list, at, last, step)
+  local jobs = 0
+  while at <= last do
+    local f = list[at]
+    local n, verdict = frame(f)
+    if n then
+      local bytes = #f
+      if (n > jobs_left or bytes > bytes_left) and out_size > 4 then
+        return at, jobs, true
+      end
+      jobs_left, bytes_left = jobs_left - n, bytes_left - bytes
+      jobs, out_size = jobs + n, out_size + 1
+      out[out_size] = f
+      held[held_size + 1], held[held_size + 2] = lease_of(f), f
+      held_size = held_size + 2
+    else
+      local aside = verdict == 'newer' and newer or damaged
+      aside[#aside + 1] = f
+    end
     frames_left = frames_left - 1
-    return true, 0
+    at = at + step
   end
-  local bytes = #f
-  if (n > jobs_left or bytes > bytes_left) and out_size > 4 then
-    return false, 0
-  end
-  jobs_left, bytes_left, frames_left = jobs_left - n, bytes_left - bytes, frames_left - 1
-  out_size = out_size + 1
-  out[out_size] = f
-  held[held_size + 1], held[held_size + 2] = lease, f
-  held_size = held_size + 2
-  return true, n
+  return at, jobs, false
 end
 
 -- Leases from one lane until it is empty (true) or the budget is full.
@@ -103,20 +109,15 @@ local function drain(queue, sorted, name, bound_us)
     if not f and not scored then
       break
     end
-    local fits, n
+    local jobs
     if scored and (not f or tonumber(set[set_at + 1]) <= enqueued_of(f) - bound_us) then
-      fits, n = take(scored)
-      if fits then
-        set_at, set_jobs = set_at + 2, set_jobs + n
-      end
+      set_at, jobs, full = take(set, set_at, f and set_at or #set - 1, 2)
+      set_jobs = set_jobs + jobs
     else
-      fits, n = take(f)
-      if fits then
-        list_at, list_jobs = list_at + 1, list_jobs + n
-      end
+      list_at, jobs, full = take(list, list_at, scored and list_at or #list, 1)
+      list_jobs = list_jobs + jobs
     end
-    if not fits then
-      full = true
+    if full then
       break
     end
   end

@@ -34,10 +34,10 @@ local moved_jobs, moved_frames, stay = 0, 0, 0
 
 -- Where one frame goes: true if it leaves `delayed`, false if it stays, nil if the budget is full.
 local function place(f)
-  local lease, n = frame(f)
-  if not lease then
-    local list = n == 'newer' and newer or damaged
-    list[#list + 1] = f
+  local n, verdict = frame(f)
+  if not n then
+    local aside = verdict == 'newer' and newer or damaged
+    aside[#aside + 1] = f
     return true
   end
   local name = lane_of(f)

@@ -32,8 +32,8 @@ end
 -- Lane and bucket of the group at i if its frame is what it says.
 local function group_at(i)
   local lane, bucket, f = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3]
-  local lease, n, base = frame(f)
-  if not lease or n ~= 1 or string.format('%s.%.0f', sub(f, 5, 30), base) ~= ARGV[i] or not lane_of(f) then
+  local n, base = frame(f)
+  if n ~= 1 or string.format('%s.%.0f', sub(f, 5, 30), base) ~= ARGV[i] or not lane_of(f) then
     return nil
   end
   if not lane or lane < 1 or lane > lanes or not bucket or bucket < 0 or bucket > buckets then

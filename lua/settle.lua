@@ -53,7 +53,8 @@ local function bucket_key(bucket)
 end
 
 local marks = {}
-local ended, ended_size = {}, 0 -- ids of tracked frames of which something ended
+local anyone_waits = redis.call('EXISTS', KEYS[11]) == 1
+local ended = {}                -- then: ids of tracked frames of which something ended
 local completed, cancelled, expired, failed, retried, dead, damaged, fenced, recovered = 0, 0, 0, 0, 0, 0, 0, 0, 0
 local back, back_jobs = {}, {}  -- by lane: score, frame; jobs
 local late, late_jobs = {}, 0   -- due, frame
@@ -85,8 +86,8 @@ local function part_range(p, id, base, n)
   if kind == 'q' then
     return base, n
   end
-  local name, part_n, part_base = frame(f)
-  if not name or sub(name, 1, 26) ~= id or not part_kinds[kind] then
+  local part_n, part_base = frame(f)
+  if not part_n or sub(f, 5, 30) ~= id or not part_kinds[kind] then
     return nil
   end
   if kind == 'r' and not lane_number[lane_of(f)] then
@@ -187,26 +188,35 @@ local function complete(i)
     fields = fields_of(bucket)
     size = #fields
   end
-  local tail, n, jobs, mark_at = nil, nil, 0, #marks - first + 1
+  local tail, n, jobs, applied, odd = nil, nil, 0, 0, {}
   for j = first, last do
-    local lease, mark = argv[j], 'b'
+    local lease = argv[j]
     if not tail or not find(lease, tail, 27, true) then
       tail, n = whole(lease, total)
     end
-    if n then
-      if call('HDEL', processing, lease) == 1 then
-        mark, jobs = '1', jobs + n
-        if fields then
-          local id = sub(lease, 1, 26)
-          fields[size + 1], fields[size + 2] = id, value
-          size, ended_size = size + 2, ended_size + 1
-          ended[ended_size] = id
+    if not n then
+      odd[j] = 'b'
+    elseif call('HDEL', processing, lease) == 1 then
+      jobs, applied = jobs + n, applied + 1
+      if fields then
+        local id = sub(lease, 1, 26)
+        fields[size + 1], fields[size + 2] = id, value
+        size = size + 2
+        if anyone_waits then
+          ended[#ended + 1] = id
         end
-      else
-        mark, fenced = '0', fenced + n
       end
+    else
+      odd[j] = '0'
+      fenced = fenced + n
     end
-    marks[mark_at + j] = mark
+  end
+  if applied > last - first then
+    marks[#marks + 1] = string.rep('1', applied)
+  else
+    for j = first, last do
+      marks[#marks + 1] = odd[j] or '1'
+    end
   end
   if fields then
     bucket_over[bucket] = bucket_over[bucket] + jobs
@@ -239,9 +249,8 @@ local back_states = {t = 'R', c = 'R', u = 'R', d = 'D', q = 'B'}
 -- Applies the part at p: how many of its jobs have ended.
 local function settle_part(p, id, base, n, bucket, snapshot)
   local kind, arg, f = argv[p], argv[p + 1], argv[p + 2]
-  local lease
   if kind ~= 'q' then
-    lease, n, base = frame(f)
+    n, base = frame(f)
   end
   if snapshot then
     if back_states[kind] then
@@ -251,7 +260,7 @@ local function settle_part(p, id, base, n, bucket, snapshot)
     end
   end
   if kind == 'k' then
-    kept[#kept + 1], kept[#kept + 2] = lease, f
+    kept[#kept + 1], kept[#kept + 2] = lease_of(f), f
     return 0
   end
   recovered = recovered + n
@@ -313,9 +322,8 @@ local function settle_lease(item)
   for p = item[9], item[9] + 3 * (item[10] - 1), 3 do
     over = over + settle_part(p, id, base, n, bucket, snapshot)
   end
-  if over > 0 and bucket > 0 then
-    ended_size = ended_size + 1
-    ended[ended_size] = id
+  if anyone_waits and over > 0 and bucket > 0 then
+    ended[#ended + 1] = id
   end
   if snapshot then
     local fields = fields_of(bucket)
@@ -382,12 +390,9 @@ end
 
 -- One message for each frame that somebody waits for and of which something ended.
 local function tell_waiters()
-  if ended_size == 0 or redis.call('EXISTS', KEYS[11]) == 0 then
-    return
-  end
   local told = {}
-  for first = 1, ended_size, 2000 do
-    local last = math.min(first + 1999, ended_size)
+  for first = 1, #ended, 2000 do
+    local last = math.min(first + 1999, #ended)
     local until_ms = redis.call('ZMSCORE', KEYS[11], unpack(ended, first, last))
     for j = first, last do
       local id = ended[j]

@@ -27,8 +27,8 @@ while looked < frames_max do
   local popped = redis.call('LPOP', KEYS[2], math.min(64, frames_max - looked))
   for j = 1, #popped do
     local f = popped[j]
-    local lease, n = frame(f)
-    local lane = lease and lane_number[lane_of(f)]
+    local n = frame(f)
+    local lane = n and lane_number[lane_of(f)]
     if lane then
       local list = back[lane]
       list[#list + 1], list[#list + 2] = score_of(f), f

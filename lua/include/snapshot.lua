@@ -9,6 +9,16 @@ local function bucket_keep(bucket, want_s)
   end
 end
 
+-- Counts `jobs` in `frames` new fields as open. Redis keeps a hash of up to 512 short fields as one packed list, in which
+-- it searches each field from the start: 2.5 us a field. One long value turns it into a table; small buckets stay packed.
+local bucket_pad = string.rep('-', 65)
+local function bucket_grows(bucket, jobs, frames)
+  local open = redis.call('HINCRBY', bucket, 'open', jobs)
+  if frames >= 32 or frames == jobs and open >= 64 and open - jobs < 64 then
+    redis.call('HSET', bucket, 'pad', bucket_pad)
+  end
+end
+
 -- `jobs` of the bucket have ended (nil: none), and until `due_ms` one of it waits (nil: none). What is closed lives
 -- for result_ttl_s from the last end; what is open as long as the latest due time, plus open_ttl_s.
 local function bucket_ended(bucket, jobs, due_ms, closed, now_ms, result_ttl_s, open_ttl_s)
