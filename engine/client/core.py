@@ -423,10 +423,11 @@ def read_result(record: reading.JobRecord) -> Any:
     """What a job returned, or the exception that says why there is nothing."""
     status, own = record.status, record.own
     if status.status == "completed":
-        large = _too_large(own)
-        if large is not None:
+        note = own.get("error")
+        if isinstance(note, Mapping) and note.get("reason") == "result_too_large":
             raise ResultTooLarge(
-                f"the result of job {status.id} has {large} bytes, above result_max_bytes, and was not kept"
+                f"the result of job {status.id} has {note.get('bytes', 'too many')} bytes and was not kept:"
+                " have the task store it elsewhere and return a reference, or raise result_max_bytes"
             )
         return own.get("result")
     if status.status == "dead":
@@ -435,9 +436,3 @@ def read_result(record: reading.JobRecord) -> Any:
         raise JobWasCancelled(status.id, status.error or "")
     raise ResultUnavailable(f"nothing is known of job {status.id}: its record has expired, or it never was")
 
-
-def _too_large(own: Mapping[str, Any]) -> Any:
-    error = own.get("error")
-    if isinstance(error, Mapping) and "result_too_large" in error:
-        return error["result_too_large"]
-    return own.get("result_too_large")

@@ -214,7 +214,7 @@ def replay(keys: Keys, ids: Sequence[str]) -> Steps[Replayed]:
             lost.update(pending)
             continue
         for (one, _), mark in zip(found, marks[1].decode(), strict=True):
-            (replayed if mark == "1" else missing).append(one)
+            {"1": replayed, "b": damaged}.get(mark, missing).append(one)
         break
     return Replayed(tuple(replayed), tuple(missing), tuple(damaged), tuple(one for one in ids if one in lost))
 
