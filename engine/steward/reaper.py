@@ -114,11 +114,12 @@ class Reaper:
             policy = settling.CrashPolicy(
                 reason="reaped", reaped=True, crashes_max=settings.crashes_max, now_ms=taken.now_us // 1000
             )
+            leases = housekeeping.sorted_out(door, keys, mine, taken.leases)
             settled = housekeeping.settle(
                 door,
                 keys,
                 mine,
-                settling.recover(taken.leases, [], policy),
+                settling.recover(leases, [], policy),
                 result_ttl_s=settings.result_ttl_s,
                 dlq_max=settings.dlq_max,
             )

@@ -103,7 +103,8 @@ class Recovery:
             if not taken.leases:
                 break
             policy = crash_policy(slot, settings.crashes_max, taken.now_us // 1000)
-            batch = _build(taken.leases, rows if attempt < BOARD_PASSES else [], policy, attempt)
+            leases = housekeeping.sorted_out(door, keys, mine, taken.leases)
+            batch = _build(leases, rows if attempt < BOARD_PASSES else [], policy, attempt)
             settled = housekeeping.settle(
                 door, keys, mine, batch, result_ttl_s=settings.result_ttl_s, dlq_max=settings.dlq_max
             )

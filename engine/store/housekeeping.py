@@ -6,6 +6,7 @@ the steward's business.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
@@ -35,6 +36,7 @@ CLOSED_MARGIN_MS: Final = 60_000
 _FOREVER_MS: Final = 10**14
 
 TERMINAL: Final = frozenset(b"CDXEB")
+_LEASE_NAME: Final = re.compile(rb"[0-9A-HJKMNP-TV-Z]{26}\.[0-9]{3}\.[0-9]{4}\.[0-9]{5}")
 
 
 class Door(SyncDoor):
@@ -162,6 +164,29 @@ def settle(
             else:
                 bad.append(lease)
     return Settled(applied, fenced, bad)
+
+
+def is_lease_name(name: bytes) -> bool:
+    """Whether a field of an in-flight hash has the form that scripts give it."""
+    return _LEASE_NAME.fullmatch(name) is not None
+
+
+def sorted_out(
+    door: SyncDoor, keys: Keys, incarnation: str, fields: Sequence[tuple[bytes, bytes]]
+) -> list[tuple[bytes, bytes]]:
+    """The leases among the fields of an incarnation of our own; what is none goes to quarantine.
+
+    A name that no script gives (written by hand, damaged) is refused by settle, and would come back for ever.
+    """
+    for name, value in fields:
+        if not is_lease_name(name):
+            transaction(
+                door,
+                ("HDEL", keys.processing(incarnation), name),
+                ("RPUSH", keys.quarantine, value),
+                ("HINCRBY", keys.stats, "quarantined", 1),
+            )
+    return [(name, value) for name, value in fields if is_lease_name(name)]
 
 
 # ------------------------------------------------------------------ delayed and parked frames
