@@ -377,6 +377,8 @@ class Snapshot:
 
 def types_run_length(types: Sequence[str]) -> str:
     """`EMAIL*2;SMS*1`: what each job of a frame is, for readers that no longer have the frame."""
+    if types.count(types[0]) == len(types):
+        return f"{types[0]}*{len(types)}"
     return ";".join(f"{name}*{sum(1 for _ in run)}" for name, run in groupby(types))
 
 

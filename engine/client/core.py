@@ -52,6 +52,7 @@ class Core:
     ) -> None:
         self.handles: Final = handles
         self.calls: Final = calls
+        self._defaults: dict[str, SubmitOptions] = {}  # by task: of submissions that give no option
         self.settings: Final = settings
         self.registry: Final = registry if registry is not None else Registry()
         self.ids: Final = ids
@@ -64,6 +65,15 @@ class Core:
 
     def options(self, task: AnyTask | None, given: Mapping[str, Any]) -> SubmitOptions:
         """Options of one submission: as given, else of the task, else the default."""
+        if given:
+            return self._checked(task, given)
+        name = "" if task is None else task.name
+        found = self._defaults.get(name)
+        if found is None:
+            found = self._defaults[name] = self._checked(task, given)
+        return found
+
+    def _checked(self, task: AnyTask | None, given: Mapping[str, Any]) -> SubmitOptions:
         lane = task.lane if task is not None and task.lane is not None else self.settings.default_lane
         if task is not None and not task.track and given.get("track") is None:
             given = {**given, "track": False}
@@ -71,9 +81,11 @@ class Core:
 
     def task(self, type_name: object) -> tuple[str, AnyTask | None]:
         """A type by name; one that is not registered here may be a task of another service."""
-        if not isinstance(type_name, str) or not is_type_name(type_name):
-            raise InvalidPayload(f"{str(type_name)[:80]!r} is no type: 1 to 64 of A-Z a-z 0-9 _ . : -")
-        return type_name, self.registry.get(type_name)
+        if isinstance(type_name, str):
+            known = self.registry.get(type_name)
+            if known is not None or is_type_name(type_name):
+                return type_name, known
+        raise InvalidPayload(f"{str(type_name)[:80]!r} is no type: 1 to 64 of A-Z a-z 0-9 _ . : -")
 
     def item(self, type_name: object, payload: Any, given: Mapping[str, Any], position: int = 0) -> Item:
         name, task = self.task(type_name)
@@ -202,14 +214,37 @@ class Core:
             packer = self.packer()
             first = 0
             while chunk := list(islice(source, FRAME_JOBS_MAX)):
-                for item in self._items(chunk, given, shared, first, receipt, collect=collect):
-                    yield from packer.add(item)
+                alike = self._alike(chunk, given, shared)
+                if alike is None:
+                    for item in self._items(chunk, given, shared, first, receipt, collect=collect):
+                        yield from packer.add(item)
+                else:
+                    yield from packer.close()  # what came first goes first
+                    yield from pack_alike(*alike, first=first, ids=self.ids, encoder=self.encoder)
                 first += len(chunk)
             receipt.total = first
             yield from packer.close()
 
         yield from self._send_all(parcels(), receipt, collect=collect, progress=progress)
         return receipt
+
+    def _alike(
+        self, chunk: list[Any], given: Mapping[str, Any], shared: dict[str, SubmitOptions]
+    ) -> tuple[str, list[bytes], SubmitOptions] | None:
+        """What `pack_alike` takes, if the chunk is nothing but sound payloads of one type: the fast way."""
+        if set(map(type, chunk)) != {tuple} or set(map(len, chunk)) != {2}:
+            return None
+        names, payloads = zip(*chunk, strict=True)
+        if names.count(names[0]) != len(names):
+            return None
+        name, task = self.task(names[0])
+        encoded, refused = self.encoder.encode_many(list(payloads), task)
+        if refused:
+            return None
+        options = shared.get(name)
+        if options is None:
+            options = shared[name] = self.options(task, given)
+        return name, encoded, options
 
     def _items(
         self,
@@ -281,8 +316,12 @@ class Core:
     def _say_that_we_wait(self, frame_id: bytes) -> Steps[None]:
         until_ms = clock.wall_ms() + _WAITING_MS
         with suppress(QueueFull):  # then nobody wakes us, and we read each second
-            # GT: of two who wait, the later end counts.
-            yield from reading.ask(("ZADD", self.keys.waiting, "GT", until_ms, frame_id))
+            # GT: of two who wait, the later end counts. Nobody takes himself out, as another may wait for the
+            # same frame; so each takes out those that are long over, and the set stays small.
+            yield from reading.ask(
+                ("ZADD", self.keys.waiting, "GT", until_ms, frame_id),
+                ("ZREMRANGEBYSCORE", self.keys.waiting, "-inf", until_ms - 10 * _WAITING_MS),
+            )
 
     def cancel(self, frame_id: bytes, index: int) -> Steps[str]:
         """`cancelled`, `requested`, `too_late` or `unknown`."""
@@ -435,4 +474,3 @@ def read_result(record: reading.JobRecord) -> Any:
     if status.status == "cancelled":
         raise JobWasCancelled(status.id, status.error or "")
     raise ResultUnavailable(f"nothing is known of job {status.id}: its record has expired, or it never was")
-

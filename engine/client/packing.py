@@ -175,10 +175,10 @@ class Packer:
         frame_id, n, options = self._ids.frame_id(), len(batch.jobs), batch.options
         shared = batch.jobs[0][2]
         jobs = batch.jobs
-        if all(job[2] == shared for job in jobs):
-            jobs = [(kind, payload, b"", zstd) for kind, payload, _, zstd in jobs]
-        else:
+        if any(job[2] != shared for job in jobs):
             shared = b""
+        elif shared:
+            jobs = [(kind, payload, b"", zstd) for kind, payload, _, zstd in jobs]
         data = codec.pack(jobs, frame_id=frame_id, lane=options.lane, tracked=options.track, options=shared)
         value = new_snapshot(n, options.lane, types_run_length(batch.types)) if options.track else b""
         frame = Outgoing(frame_id, n, data, options.lane, options.due, value, key)
@@ -186,6 +186,8 @@ class Packer:
 
 
 def _runs(positions: Sequence[int], frame_id: bytes) -> list[Run]:
+    if positions[-1] - positions[0] == len(positions) - 1:  # they only grow
+        return [Run(positions[0], len(positions), frame_id, 0)]
     runs: list[Run] = []
     start = 0
     for at in range(1, len(positions) + 1):

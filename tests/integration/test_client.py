@@ -554,10 +554,12 @@ def test_a_wake_up_that_was_lost_is_made_up_for(
     client: Client, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = client.submit("A", {})
+    redis_client.zadd(KEYS.waiting, {"somebody long ago": 1})
     got: list[Any] = []
     thread = threading.Thread(target=lambda: got.append(handle.result(timeout=20)))
     thread.start()
     wait_until(lambda: redis_client.zscore(KEYS.waiting, handle.frame_id), what="the waiter is entered")
+    wait_until(lambda: redis_client.zcard(KEYS.waiting) == 1, what="what is long over is taken out")
     redis_client.delete(KEYS.waiting)
     Hands(redis_client).fetch().settle(lambda name: ("C", 7))
     thread.join()
