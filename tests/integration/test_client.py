@@ -3,6 +3,7 @@ to."""
 
 import asyncio
 import os
+import sys
 import threading
 import time
 import warnings
@@ -18,9 +19,10 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import await_until, wait_until
 from tqe import app as app_module
 from tqe import codec
-from tqe.app import App
+from tqe.app import App, load_app
 from tqe.client import AsyncClient, Client, submission_from_json
 from tqe.errors import (
+    AppImportError,
     ArgumentsError,
     IdempotencyConflict,
     InvalidOption,
@@ -31,16 +33,18 @@ from tqe.errors import (
     PayloadTooLarge,
     QueueFull,
     RedisUnavailable,
+    RegistrationError,
     ResultTimeout,
     ResultTooLarge,
     ResultUnavailable,
     ServerUnfit,
+    SettingsError,
     SubmitUnknown,
     UnknownLane,
 )
 from tqe.registry import Registry, Task
 from tqe.settings import Settings
-from tqe.store import producing
+from tqe.store import embedded, producing
 from tqe.store.call import Call, SyncDoor
 from tqe.store.keys import Keys
 from tqe.store.link import AsyncLink, SyncLink
@@ -566,6 +570,40 @@ def test_a_wake_up_that_was_lost_is_made_up_for(
     assert got == [7]
 
 
+@pytest.mark.parametrize("when", ["before it listens", "before it is entered"])
+def test_an_end_between_looking_and_listening_is_not_missed(
+    redis_server: RedisServer, redis_client: redis.Redis, when: str
+) -> None:
+    class Link(SyncLink):
+        def _listen(self, door: Any, ear: Any, step: Any) -> Any:
+            if when == "before it is entered":
+                ear = super()._listen(door, ear, step)
+            Hands(redis_client).fetch().settle(lambda name: ("C", 7))
+            return ear if when == "before it is entered" else super()._listen(door, ear, step)
+
+        def _hear(self, ear: Any, step: Any) -> bool:
+            raise AssertionError("it waits for what has happened")
+
+    with Client(Settings(), link=Link(Settings(redis_url=redis_server.url))) as client:
+        assert client.submit("A", {}).result(timeout=5) == 7
+
+
+def test_waiting_survives_a_restart_of_redis(make_redis: Callable[..., RedisServer], quick: None) -> None:
+    server = make_redis()
+    with Client(Settings(redis_url=server.url)) as client:
+        handle = client.submit("A", {})
+        got: list[Any] = []
+        thread = threading.Thread(target=lambda: got.append(handle.result(timeout=20)))
+        thread.start()
+        with server.client() as redis_client:
+            wait_until(lambda: redis_client.zscore(KEYS.waiting, handle.frame_id))
+        server.restart()
+        with server.client() as redis_client:
+            Hands(redis_client).fetch().settle(lambda name: ("C", 7))
+        thread.join()
+        assert got == [7]
+
+
 # ------------------------------------------------------------------ cancel
 
 
@@ -820,3 +858,96 @@ def test_threads_share_a_client(app: App) -> None:
     for thread in threads:
         thread.join()
     assert app.client.status().lanes["normal"].queued == 200
+
+
+def test_without_an_address_the_embedded_server_is_used(tmp_path: Any) -> None:
+    # This handle's keeper ends soon after its last user; the app is the second user of the same server.
+    with embedded.ensure(tmp_path, linger_s=0.05):
+        app = App(data_dir=str(tmp_path))
+        handle = app.submit("A", {})
+        assert handle.status() == "queued"
+
+        async def twin() -> str:
+            status = (await app.async_client.job(handle.id)).status
+            await app.aclose()
+            return status
+
+        assert asyncio.run(twin()) == "queued"
+        app.close()
+
+
+def test_an_app_reads_its_settings_late_and_takes_merged_ones_before_it_connects(
+    redis_server: RedisServer,
+) -> None:
+    app = App(lease_ms=5_000)
+    assert app.code_settings == {"lease_ms": 5_000} and app.settings.lease_ms == 5_000
+    app.configure(Settings(redis_url=redis_server.url, lease_ms=7_000))
+    assert app.settings.lease_ms == 7_000
+    app.submit("A", {})
+    with pytest.raises(SettingsError, match="connected already"):
+        app.configure(Settings())
+    app.close()
+    with pytest.raises(SettingsError, match="leas_ms"):
+        App(leas_ms=1).submit("A", {})
+
+
+def test_registration_and_hooks() -> None:
+    app = App()
+
+    @app.task("A")
+    def a() -> None: ...
+
+    with pytest.raises(RegistrationError, match="registered twice"):
+        app.task("A")(lambda: None)
+    with pytest.raises(RegistrationError, match="is a task already"):
+        app.task("B")(a)
+    with pytest.raises(RegistrationError, match="retries is not an option"):
+        app.task("B", retries=3)(lambda: None)
+    ran: list[str] = []
+
+    @app.on_worker_start
+    def first() -> None:
+        ran.append("first")
+
+    app.on_worker_start(lambda: ran.append("second"))
+    app.on_worker_stop(lambda: ran.append("last"))
+    app.on_worker_stop(lambda: ran.append("before"))
+    app.run_start_hooks()
+    app.run_stop_hooks()
+    assert ran == ["first", "second", "before", "last"]
+
+    async def late() -> None: ...
+
+    with pytest.raises(RegistrationError, match="async"):
+        app.on_worker_start(late)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "says"),
+    [
+        ("", "no_colon", "write module:attribute"),
+        ("", "missing_module_x:app", "there is no module missing_module_x"),
+        ("import missing_module_y", "{name}:app", "missing_module_y"),
+        ("1/0", "{name}:app", r"ZeroDivisionError: division by zero \(.*:1\)"),
+        ("raise SystemExit(3)", "{name}:app", "SystemExit: 3"),
+        ("def", "{name}:app", "SyntaxError"),
+        ("x = 1", "{name}:app", "has no attribute app"),
+        ("app = 1", "{name}:app", "is no App, but int"),
+    ],
+)
+def test_an_app_that_cannot_be_imported_is_explained(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, text: str, path: str, says: str
+) -> None:
+    name = f"user_app_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AppImportError, match=says):
+        load_app(path.format(name=name))
+
+
+def test_an_app_is_found_in_the_current_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "user_app_good.py").write_text("from tqe import App\nclass a:\n    app = App('found')\n")
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    assert load_app("user_app_good:a.app").name == "found"
