@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -270,7 +271,7 @@ def place_of(func: Callable[..., Any]) -> str:
 
 def read_parameters(name: str, func: Callable[..., Any]) -> Parameters:
     try:
-        signature = inspect.signature(func)
+        signature = _signature(func)
     except (TypeError, ValueError) as e:
         raise RegistrationError(f"task {name}: {place_of(func)} has no signature that can be read") from e
     positional: list[inspect.Parameter] = []
@@ -342,18 +343,36 @@ def _itself(value: Any) -> Any:
 def _hints(func: Callable[..., Any]) -> dict[str, Any]:
     """Annotations with their strings resolved; one that cannot be resolved counts as Any."""
     inner = inspect.unwrap(func)
-    if not hasattr(inner, "__annotations__"):
+    if not (inspect.isfunction(inner) or inspect.ismethod(inner)):
         inner = getattr(inner, "func", None) or type(inner).__call__
     try:
         return typing.get_type_hints(inner, include_extras=True)
     except Exception:  # an annotation is any expression, and so may raise anything
-        return {name: _hint(inner, name) for name in getattr(inner, "__annotations__", {})}
+        return {name: _hint(inner, name, given) for name, given in _annotations(inner).items()}
 
 
-def _hint(func: Any, name: str) -> Any:
+def _signature(func: Callable[..., Any]) -> inspect.Signature:
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        # Annotations are evaluated when asked for, and one of them may name what does not exist.
+        return inspect.signature(func, annotation_format=annotationlib.Format.FORWARDREF)
+    return inspect.signature(func)
+
+
+def _annotations(func: Any) -> Mapping[str, Any]:
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        return annotationlib.get_annotations(func, format=annotationlib.Format.FORWARDREF)
+    found: Mapping[str, Any] = getattr(func, "__annotations__", {})
+    return found
+
+
+def _hint(func: Any, name: str, annotation: Any) -> Any:
     def alone() -> None: ...
 
-    alone.__annotations__ = {name: func.__annotations__[name]}
+    alone.__annotations__ = {name: annotation}
     try:
         found = typing.get_type_hints(alone, getattr(func, "__globals__", {}), include_extras=True)
         return found[name]

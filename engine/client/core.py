@@ -74,10 +74,15 @@ class Core:
         return found
 
     def _checked(self, task: AnyTask | None, given: Mapping[str, Any]) -> SubmitOptions:
-        lane = task.lane if task is not None and task.lane is not None else self.settings.default_lane
-        if task is not None and not task.track and given.get("track") is None:
-            given = {**given, "track": False}
-        return submit_options(given, lanes=self.settings.lanes, default_lane=lane, now_ms=clock.wall_ms())
+        if task is not None:
+            # What the task says is checked like what the caller says: nobody serves a lane that is not there.
+            if task.lane is not None and given.get("lane") is None and given.get("priority") is None:
+                given = {**given, "lane": task.lane}
+            if not task.track and given.get("track") is None:
+                given = {**given, "track": False}
+        return submit_options(
+            given, lanes=self.settings.lanes, default_lane=self.settings.default_lane, now_ms=clock.wall_ms()
+        )
 
     def task(self, type_name: object) -> tuple[str, AnyTask | None]:
         """A type by name; one that is not registered here may be a task of another service."""

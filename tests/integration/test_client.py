@@ -44,7 +44,7 @@ from tqe.errors import (
 )
 from tqe.registry import Registry, Task
 from tqe.settings import Settings
-from tqe.store import embedded, producing
+from tqe.store import embedded, producing, reading
 from tqe.store.call import Call, SyncDoor
 from tqe.store.keys import Keys
 from tqe.store.link import AsyncLink, SyncLink
@@ -660,6 +660,24 @@ def test_replay_and_purge_by_filter(client: Client, redis_client: redis.Redis) -
     assert client.status().dead == 0 and redis_client.hlen(KEYS.dlq_meta) == 0
 
 
+def test_a_job_that_dies_again_during_a_replay_is_not_met_again(
+    client: Client, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill(client, redis_client, "A", 4)
+    monkeypatch.setattr(reading, "PAGE", 2)
+    rounds: list[int] = []
+
+    def die_again(count: int) -> None:
+        rounds.append(count)
+        assert len(rounds) < 10
+        began: Any = redis_client.time()
+        wait_until(lambda: redis_client.time() > (began[0], began[1] + 1000), what="a millisecond is over")
+        Hands(redis_client).fetch().settle(lambda name: ("D", "again"))
+
+    assert len(client.replay_all(progress=die_again).replayed) == 4
+    assert rounds == [2, 4] and client.status().dead == 4
+
+
 def test_purge_by_id(client: Client, redis_client: redis.Redis) -> None:
     first, second = kill(client, redis_client, "A", 2)
     assert client.purge(first, "0" * 26 + ".5") == 1
@@ -805,6 +823,9 @@ def test_tasks_submit_with_checked_arguments(app: App, redis_client: redis.Redis
         send_email.submit(to="a", cc="b")  # type: ignore[call-arg]
     with pytest.raises(ArgumentsError):
         app.submit("EMAIL", {"subject": "s"})
+    nowhere = app.task("NOWHERE", priority="bulk")(lambda: None)
+    with pytest.raises(UnknownLane, match="'bulk'"):
+        nowhere.submit()
     with pytest.raises(InvalidOption, match="prio is not an option"):
         send_email.with_options(prio=1).submit(to="a")
 
