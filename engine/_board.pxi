@@ -40,6 +40,7 @@ cdef enum:
     CONTROL_BYTES = 4096
     TASKS_MAX = 64
     TASK_BYTES = 512
+    TASK_NAME_BYTES = 64
     T_COMPLETED = 64
     T_FAILED = 72
     T_SUM_NS = 80
@@ -83,7 +84,7 @@ def board_constants():
     return {
         "C_STOP": C_STOP, "C_LEASE_UNTIL": C_LEASE_UNTIL, "C_STEP": C_STEP, "C_IN_USER": C_IN_USER, "C_ROW": C_ROW,
         "C_INDEX": C_INDEX, "C_TASK": C_TASK, "C_TIMEOUT_MS": C_TIMEOUT_MS, "C_HARD_MS": C_HARD_MS, "C_HALF": C_HALF, "C_RETRIES": C_RETRIES,
-        "CONTROL_BYTES": CONTROL_BYTES, "TASKS_MAX": TASKS_MAX, "TASK_BYTES": TASK_BYTES, "T_COMPLETED": T_COMPLETED,
+        "CONTROL_BYTES": CONTROL_BYTES, "TASKS_MAX": TASKS_MAX, "TASK_BYTES": TASK_BYTES, "TASK_NAME_BYTES": TASK_NAME_BYTES, "T_COMPLETED": T_COMPLETED,
         "T_FAILED": T_FAILED, "T_SUM_NS": T_SUM_NS, "T_WAIT_SUM_US": T_WAIT_SUM_US, "T_MEAN_NS": T_MEAN_NS,
         "T_TIMED": T_TIMED, "T_RUN_BINS": T_RUN_BINS, "T_WAIT_BINS": T_WAIT_BINS, "ROWS": ROWS, "ROW_BYTES": ROW_BYTES,
         "R_RANGE": R_RANGE, "R_BLOCK": R_BLOCK, "R_ID": R_ID, "R_RUN": R_RUN, "R_STATES": R_STATES,
@@ -126,17 +127,19 @@ cdef class Slot:
         """Take a row for a lease as fetched; all its jobs are `leased`. Returns the row's number; IndexError when none is free."""
         if PyBytes_GET_SIZE(frame_id) != 26 or n < 1 or n > 1000 or base < 0 or base > 999:
             raise ValueError("not a lease")
-        cdef int row = self._free_rows.pop()
-        cdef int block = -1
+        return self._take_row(PyBytes_AS_STRING(frame_id), base, n, run)
+
+    cdef int _take_row(self, const char *frame_id, int base, int n, int run) except -1:
+        cdef int row, block = -1
+        if not self._free_rows or (n > INLINE_JOBS and not self._free_blocks):
+            raise IndexError("the board has no free row for another lease")
+        row = self._free_rows.pop()
         if n > INLINE_JOBS:
-            if not self._free_blocks:
-                self._free_rows.append(row)
-                raise IndexError("no state block is free")
             block = self._free_blocks.pop()
             memset(self.base + O_BLOCKS + block * BLOCK_BYTES, JOB_LEASED, n)
         cdef char *p = self.base + O_ROWS + row * ROW_BYTES
         tqe_plain(p + R_BLOCK, block + 1)
-        memcpy(p + R_ID, PyBytes_AS_STRING(frame_id), 26)
+        memcpy(p + R_ID, frame_id, 26)
         tqe_plain(p + R_RUN, run)
         tqe_plain(p + R_STATES, 0)
         tqe_store(p + R_RANGE, <unsigned long long>base | <unsigned long long>n << 16 | <unsigned long long>base << 32 | ROW_LIVE)
@@ -156,6 +159,12 @@ cdef class Slot:
         if block:
             self._free_blocks.append(<int>block - 1)
         self._free_rows.append(row)
+
+    def close_rows(self, list leases not None):
+        """The same for leases that are settled whole."""
+        cdef Lease lease
+        for lease in leases:
+            self.close_row(lease.row)
 
     def states(self, int row):
         """State bytes of the whole row, from the base that was fetched."""

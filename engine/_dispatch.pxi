@@ -1,7 +1,7 @@
-# The hot path: walk a leased frame job by job, decode each payload straight into the task's struct, call, mark the board.
+# The hot path: walk leased frames job by job, decode each payload straight into the task's struct, call, mark the board.
 #
-# No system call and no clock call per job: tiny jobs are timed in runs of 32, and a stop word, the lease end and the quantum are
-# compared where the clock is read. What is not the plain case (options, zstd, cancels, coroutines, unknown types) leaves to Python.
+# No system call and no clock call per job: tiny jobs are timed in runs of 32, and the quantum and the lease end are compared where
+# the clock is read. What is not the plain case (options, zstd, cancels, coroutines, unknown types) leaves to Python.
 
 cdef extern from "Python.h":
     object PyMemoryView_FromMemory(char *mem, Py_ssize_t size, int flags)
@@ -17,9 +17,7 @@ cdef enum:
     ARGS_MAX = 64
     RUN_OF = 32
     TINY_NS = 10000
-
-# What Runner.run returns.
-cdef enum:
+    # Why a walk ended.
     _ENDED = 0
     _TIME = 1
     _STOP = 2
@@ -27,11 +25,11 @@ cdef enum:
     _LEASE_END = 4
     _SPECIAL = 5
 
-RUN_ENDED = _ENDED  # nothing left to start in this lease
+RUN_ENDED = _ENDED  # nothing left to start in these leases
 RUN_TIME = _TIME  # the time given is over
 RUN_STOP = _STOP  # the stop word is set
 RUN_FULL = _FULL  # the outcome half has no room for another record
-RUN_LEASE_END = _LEASE_END  # lease_until lies behind us: start nothing more
+RUN_LEASE_END = _LEASE_END  # until_ns lies behind us: start nothing more
 RUN_SPECIAL = _SPECIAL  # the next job needs Python: take() it
 
 cdef tuple _EMPTY = ()
@@ -56,6 +54,7 @@ cdef class Entry:
     cdef public unsigned long long seen
     cdef tuple _names
     cdef char *_block
+    cdef Slot _slot  # keeps _block's memory alive
 
     def __init__(self, *, str name, int number, func, decode, tuple positional, tuple keyword_only, int mode, bint is_async,
                  unsigned long long timeout_ms=0, unsigned long long hard_ms=0, unsigned long long retries=0,
@@ -85,21 +84,20 @@ cdef class Entry:
         """Count on this slot's board from now on."""
         cdef char *p = slot.base + O_TASKS + self.number * TASK_BYTES
         memset(p, 0, TASK_BYTES)
-        memcpy(p, PyBytes_AS_STRING(self.key), len(self.key))
+        memcpy(p, PyBytes_AS_STRING(self.key), PyBytes_GET_SIZE(self.key))
+        self._slot = slot
         self._block = p
 
     cpdef timed(self, unsigned long long jobs, unsigned long long ns):
         """Account a run of `jobs` that took `ns` together."""
         cdef double mean = <double>ns / <double>jobs
-        cdef double weight
         if self._block == NULL:
             raise RuntimeError("bind() first")
         self.seen += jobs
         if self.mean_ns < 0:
             self.mean_ns = mean
         else:
-            weight = 0.125 if jobs == 1 else 0.25
-            self.mean_ns += (mean - self.mean_ns) * weight
+            self.mean_ns += (mean - self.mean_ns) * (0.125 if jobs == 1 else 0.25)
         tqe_add(self._block + T_SUM_NS, ns)
         tqe_add(self._block + T_COMPLETED, jobs)
         tqe_add(self._block + T_RUN_BINS + 8 * tqe_bin(<unsigned long long>(mean / 1000.0)), jobs)
@@ -108,11 +106,15 @@ cdef class Entry:
 
     cpdef waited(self, unsigned long long jobs, unsigned long long us):
         """Account the wait of `jobs` that were fetched together."""
+        if self._block == NULL:
+            raise RuntimeError("bind() first")
         tqe_add(self._block + T_WAIT_SUM_US, us * jobs)
         tqe_add(self._block + T_WAIT_BINS + 8 * tqe_bin(us), jobs)
 
     cpdef count(self, int word):
         """Add one to a counter of the task's block (layout.T_FAILED, T_RETRIED, T_DEAD)."""
+        if self._block == NULL or word < TASK_NAME_BYTES or word % 8 or word >= TASK_BYTES:
+            raise ValueError(word)
         tqe_add(self._block + word, 1)
 
 
@@ -120,79 +122,95 @@ cdef class Lease:
     """A frame that this worker holds: where the walk stands, and its row on the board."""
 
     cdef readonly bytes frame
-    cdef readonly object header
-    cdef readonly bytes frame_id
-    cdef readonly int base
-    cdef readonly int n
-    cdef readonly int run
-    cdef readonly int total
-    cdef readonly int flags
-    cdef readonly int attempts
+    cdef FrameHead _head
     cdef readonly int row
-    cdef readonly str lane
-    cdef readonly unsigned long long enqueued_us
+    cdef readonly int rank
     cdef readonly int next  # absolute index of the next job to start
-    cdef public int stop  # absolute index where this worker stops: the rest was given back
+    cdef readonly int stop  # absolute index where this worker stops: the rest was given back
     cdef public int running  # coroutines and helper jobs under way
     cdef public object cancels  # set of absolute indexes, or None
     cdef public object options  # the frame's options, decoded, or None
-    cdef public int rank
     cdef public list claims  # [(base, n)]: the leases in Redis that this frame is held by
-    cdef public unsigned long long fetched_ns
+    cdef public object pieces  # how to cut what was given back: [(base, n)]
+    cdef public bint settling  # a settle of it is unanswered
+    cdef public bint lost  # fenced: whatever is settled of it will be refused
     cdef public unsigned long long started_ms
     cdef public unsigned long long finished_ms
     cdef public unsigned long long first_done_ns
-    cdef public bint settling  # a settle of it is unanswered
-    cdef public object pieces  # how to cut what was given back: [(base, n)]
-    cdef public bint lost  # fenced: nothing of it may be settled any more
     cdef public double predicted_ns
-    cdef readonly bint tracked
-    cdef const char *_p
-    cdef const char *_pos
-    cdef const char *_end
+    cdef const unsigned char *_pos
     cdef unsigned char *_state  # state byte of `base`
 
-    def __init__(self, bytes frame not None, header, Slot slot not None, int rank=0):
-        """`header` is codec.parse(frame), which has checked shape, CRC and walk: the walk here trusts them."""
-        self.frame = frame
-        self.header = header
-        self.frame_id = header.frame_id
-        self.base = header.base
-        self.n = header.n
-        self.run = header.run
-        self.total = header.total
-        self.flags = header.flags
-        self.tracked = (self.flags & 1) != 0
-        self.attempts = header.attempts
-        self.lane = header.lane
-        self.enqueued_us = header.enqueued_us
-        self.next = self.base
-        self.stop = self.base + self.n
-        self.running = 0
-        self.cancels = None
-        self.options = None
-        self.rank = rank
-        self.claims = [(self.base, self.n)]
-        self.settling = self.lost = False
-        self.pieces = ()
-        self.started_ms = self.finished_ms = self.fetched_ns = self.first_done_ns = 0
-        self.predicted_ns = 0
-        self._p = PyBytes_AS_STRING(frame)
-        self._pos = self._p + 128 + len(header.options)
-        self._end = self._p + PyBytes_GET_SIZE(frame)
-        self.row = slot.open_row(self.frame_id, self.base, self.n, self.run)
-        self._state = slot._states(self.row)
+    def __init__(self, bytes frame not None, Slot slot not None, int rank=0):
+        """Check the frame (DamagedFrame, NewerFrame) and take a row for it (IndexError when none is free)."""
+        frame_sound(frame, &self._head, NULL)
+        self._open(frame, slot, rank)
 
-    def ended(self):
+    cdef int _open(self, bytes frame, Slot slot, int rank) except -1:
+        self.row = slot._take_row(<const char *>self._head.data + AT_ID, self._head.base, self._head.n, self._head.run)
+        self.frame = frame
+        self.rank = rank
+        self.next = self._head.base
+        self.stop = self._head.base + self._head.n
+        self.claims = [(self._head.base, self._head.n)]
+        self.pieces = ()
+        self._pos = self._head.data + F_HEADER + self._head.options_bytes
+        self._state = slot._states(self.row)
+        return 0
+
+    @property
+    def header(self):
+        return header_of(self.frame, &self._head)
+
+    @property
+    def frame_id(self):
+        return PyBytes_FromStringAndSize(<const char *>self._head.data + AT_ID, F_ID)
+
+    @property
+    def name(self):
+        """Name of the lease as fetched."""
+        return PyBytes_FromStringAndSize(<const char *>self._head.data + AT_ID, F_LEASE)
+
+    @property
+    def lane(self):
+        return PyUnicode_DecodeASCII(<const char *>self._head.data + AT_LANE, self._head.lane_bytes, NULL)
+
+    @property
+    def base(self):
+        return self._head.base
+
+    @property
+    def n(self):
+        return self._head.n
+
+    @property
+    def run(self):
+        return self._head.run
+
+    @property
+    def tracked(self):
+        return (self._head.flags & FLAG_TRACKED) != 0
+
+    @property
+    def attempts(self):
+        return self._head.attempts
+
+    @property
+    def enqueued_us(self):
+        return self._head.enqueued_us
+
+    cpdef bint ended(self):
         """Nothing of what is kept here waits or runs."""
         return self.next >= self.stop and self.running == 0
 
-    def plain_done(self):
-        """All jobs of the frame as submitted have completed with nothing to tell but that."""
+    cdef bint _plain_done(self) noexcept:
+        """The frame as submitted, never cut, never tried before; all its jobs have completed with nothing to tell but that."""
         cdef int i
-        if self.n != self.total or self.next < self.base + self.n:
+        if self._head.n != self._head.total or self.next < self._head.base + self._head.n or self.running:
             return False
-        for i in range(self.n):
+        if self._head.attempts or self._head.crashes:
+            return False
+        for i in range(self._head.n):
             if self._state[i] != JOB_DONE:
                 return False
         return True
@@ -201,7 +219,7 @@ cdef class Lease:
         """Whether a claim holds a job that has ended or was given back."""
         cdef int i, base, n
         for claim in self.claims:
-            base = claim[0] - self.base
+            base = claim[0] - self._head.base
             n = claim[1]
             for i in range(base, base + n):
                 if self._state[i] >= JOB_DONE:
@@ -212,52 +230,154 @@ cdef class Lease:
         """Type of the next job to start."""
         if self.next >= self.stop:
             raise IndexError("nothing left")
-        return PyBytes_FromStringAndSize(self._pos + 1, <unsigned char>self._pos[0])
+        return PyBytes_FromStringAndSize(<const char *>self._pos + 1, self._pos[0])
 
     def give_back(self, int index):
         """Mark all jobs from `index` on as returned: this worker will not start them."""
         cdef int i
-        if index < self.next:
-            raise ValueError("started jobs cannot be given back")
+        if index < self.next or index > self.stop:
+            raise ValueError("only what is ahead can be given back")
         for i in range(index, self.stop):
-            self._state[i - self.base] = JOB_RETURNED
+            self._state[i - self._head.base] = JOB_RETURNED
         self.stop = index
+
+    def skip_rest(self):
+        """Start nothing more of it, and say nothing about it: it is not ours any more."""
+        self.stop = self.next
 
     def types_ahead(self):
         """(type, jobs) runs of what is not started yet, in order."""
-        cdef const char *p = self._pos
-        cdef unsigned int word
-        cdef int tl, i
+        cdef const unsigned char *p = self._pos
+        cdef const unsigned char *end = self._head.data + self._head.size
+        cdef const unsigned char *known = NULL
+        cdef int known_bytes = 0, jobs = 0, i
+        cdef JobRef job
         cdef list out = []
-        cdef bytes last = None
-        cdef const char *lp = NULL
-        cdef int ll = -1
-        cdef int k = 0
         for i in range(self.stop - self.next):
-            tl = <unsigned char>p[0]
-            if ll != tl or memcmp(lp, p + 1, tl) != 0:
-                if k:
-                    out.append((last, k))
-                last = PyBytes_FromStringAndSize(p + 1, tl)
-                lp = p + 1
-                ll = tl
-                k = 0
-            k += 1
-            memcpy(&word, p + 1 + tl, 4)
-            p += 5 + tl
-            if word & 0x80000000:
-                p += 2 + (<unsigned int><unsigned char>p[0] | <unsigned int><unsigned char>p[1] << 8)
-            p += word & 0x3FFFFFFF
-        if k:
-            out.append((last, k))
+            p = next_job(p, end, &job)
+            if p == NULL:
+                break
+            if job.type_bytes != known_bytes or memcmp(job.type, known, known_bytes) != 0:
+                if jobs:
+                    out.append((PyBytes_FromStringAndSize(<const char *>known, known_bytes), jobs))
+                known = job.type
+                known_bytes = job.type_bytes
+                jobs = 0
+            jobs += 1
+        if jobs:
+            out.append((PyBytes_FromStringAndSize(<const char *>known, known_bytes), jobs))
         return out
+
+
+def admit(list frames not None, Slot slot not None, dict ranks not None, int other_rank):
+    """Make leases of fetched frames: ([Lease], jobs, [(frame, error)]). An error is a FrameError, or None where no row is free."""
+    cdef list leases = []
+    cdef list odd = []
+    cdef bytes frame
+    cdef Lease lease
+    cdef long jobs = 0
+    cdef int rank
+    cdef str lane = None
+    cdef int fault
+    for frame in frames:
+        lease = Lease.__new__(Lease)
+        fault = frame_check(<octets>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), &lease._head, NULL)
+        if fault != SOUND:
+            try:
+                frame_raise(fault)
+            except (DamagedFrame, NewerFrame) as e:
+                odd.append((frame, e))
+            continue
+        if lane is None or not same_lane(lane, &lease._head):
+            lane = PyUnicode_DecodeASCII(<const char *>lease._head.data + AT_LANE, lease._head.lane_bytes, NULL)
+            rank = ranks.get(lane, other_rank)
+        try:
+            lease._open(frame, slot, rank)
+        except IndexError:
+            odd.append((frame, None))
+            continue
+        jobs += lease._head.n
+        leases.append(lease)
+    return leases, jobs, odd
+
+
+cdef bint same_lane(str lane, FrameHead *head):
+    return len(lane) == head.lane_bytes and lane.encode() == PyBytes_FromStringAndSize(<const char *>head.data + AT_LANE, head.lane_bytes)
+
+
+def plain_done(list leases not None):
+    """Split leases that have ended: ({(bucket second, bucket char, snapshot): [Lease]}, [the others]).
+
+    The first are whole, uncut frames whose jobs all completed with nothing to tell; their key is what `settle` wants to know
+    of all of them at once. Untracked ones have an empty snapshot.
+    """
+    cdef dict groups = {}
+    cdef list others = []
+    cdef list group = None
+    cdef Lease lease
+    cdef Lease first = None
+    for lease in leases:
+        if lease.settling or len(lease.claims) != 1 or not lease._plain_done():
+            others.append(lease)
+            continue
+        if first is None or not alike(first, lease):
+            first = lease
+            key = done_key(lease)
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = []
+        group.append(lease)
+        lease.settling = True
+    return groups, others
+
+
+cdef bint alike(Lease a, Lease b) noexcept:
+    """Frames of one of the same bucket, lane, type and times have the same key. Larger frames are worth making it."""
+    return (
+        a._head.total == 1 and b._head.total == 1
+        and a.started_ms == b.started_ms and a.finished_ms == b.finished_ms
+        and (a._head.flags & FLAG_TRACKED) == (b._head.flags & FLAG_TRACKED)
+        # bytes of time that name the second and the bucket character: equal ids up to there name one bucket
+        and memcmp(a._head.data + AT_ID, b._head.data + AT_ID, 11) == 0
+        and memcmp(a._head.data + AT_LANE, b._head.data + AT_LANE, F_LANE_MAX) == 0
+        and a._head.data[F_HEADER + a._head.options_bytes] == b._head.data[F_HEADER + b._head.options_bytes]
+        and memcmp(a._head.data + F_HEADER + a._head.options_bytes, b._head.data + F_HEADER + b._head.options_bytes,
+                   1 + a._head.data[F_HEADER + a._head.options_bytes]) == 0
+    )
+
+
+cdef unsigned char _digit[256]  # value of a Crockford base-32 character
+
+
+cdef void _fill_digits(const char *alphabet) noexcept:
+    cdef int k
+    memset(_digit, 0, 256)
+    for k in range(32):
+        _digit[<unsigned char>alphabet[k]] = <unsigned char>k
+
+
+_fill_digits(b"0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+
+
+cdef tuple done_key(Lease lease):
+    cdef long long ms = 0
+    cdef int i
+    if not lease._head.flags & FLAG_TRACKED:
+        return 0, "", b""
+    for i in range(10):
+        ms = ms << 5 | _digit[lease._head.data[AT_ID + i]]
+    return (
+        ms // 1000,
+        chr(lease._head.data[AT_ID + 10]),
+        f"C,{lease._head.total},0,{lease.started_ms},{lease.finished_ms},{lease.lane},{types(lease.frame)}".encode(),
+    )
 
 
 cdef class Runner:
     """Runs the jobs of leases on the calling thread. One a worker.
 
     `on_failure(lease, index, entry, exception, in_arguments)` writes the record of a job that raised and returns nothing;
-    `on_result(lease, index, entry, result)` writes that of a tracked job whose result is not None.
+    `on_result(lease, index, entry, result)` writes that of a tracked job whose result is too long, or no JSON.
     """
 
     cdef readonly Slot slot
@@ -269,11 +389,15 @@ cdef class Runner:
     cdef unsigned long long _step
     cdef public unsigned long long until_ns  # end of the lease, CLOCK_BOOTTIME
     cdef public long long redis_offset_ms  # Redis time - CLOCK_BOOTTIME
-    cdef Entry _last
     cdef Lease _lease  # the job that runs inline, for current()
     cdef int _index
     cdef Entry _entry
     cdef unsigned int _result_max
+    # of the walk under way
+    cdef unsigned long long _since  # when the clock was last read
+    cdef unsigned long long _end  # when the time given is over
+    cdef unsigned long long _counted  # jobs since then
+    cdef unsigned long long _since_ms  # the same moment by Redis
 
     def __init__(self, Slot slot not None, dict entries not None, *, on_failure, on_result, encode, unsigned int result_max_bytes=65536):
         cdef Entry entry
@@ -286,12 +410,6 @@ cdef class Runner:
         self._encode = encode
         self._board = slot.base
         self._step = tqe_load(slot.base + C_STEP)
-        self.until_ns = 0
-        self.redis_offset_ms = 0
-        self._last = None
-        self._lease = None
-        self._entry = None
-        self._index = 0
         self._result_max = min(result_max_bytes, 65536)
 
     def current(self):
@@ -308,161 +426,114 @@ cdef class Runner:
         """The stop word."""
         return tqe_load(self._board + C_STOP)
 
-    def run(self, Lease lease not None, unsigned long long limit_ns):
-        """Run jobs of the lease for about `limit_ns`; returns (RUN_* code, jobs ended)."""
-        cdef const char *p
-        cdef unsigned int word, size
-        cdef int tl, start = lease.next
-        cdef Entry entry = self._last
-        cdef unsigned long long begun = tqe_now(), since = begun, now, end = begun + limit_ns
-        cdef unsigned long long counted = 0  # jobs since the clock was read
-        cdef int code = _ENDED
-        cdef char *board = self._board
-        cdef unsigned char *state
-        cdef object payload, args, result
-        if begun >= self.until_ns:
-            return _LEASE_END, 0
-        if lease.options is not None or lease.cancels is not None:
-            return (_SPECIAL if lease.next < lease.stop else _ENDED), 0
-        if lease.started_ms == 0:
-            lease.started_ms = <unsigned long long>(<long long>(begun // 1000000) + self.redis_offset_ms)
-        self._lease = lease
-        p = lease._pos
-        state = lease._state + (lease.next - lease.base)
-        while lease.next < lease.stop:
-            if tqe_load(board + C_STOP):
-                code = _STOP
-                break
-            tl = <unsigned char>p[0]
-            if entry is None or PyBytes_GET_SIZE(entry.key) != tl or memcmp(PyBytes_AS_STRING(entry.key), p + 1, tl) != 0:
-                if counted:  # a run belongs to one type
-                    now = tqe_now()
-                    entry.timed(counted, now - since)
-                    since = now
-                    counted = 0
-                found = self.entries.get(PyBytes_FromStringAndSize(p + 1, tl))
-                if found is None:
-                    code = _SPECIAL
-                    break
-                entry = <Entry>found
-                self._last = entry
-                self._entry = entry
-                tqe_plain(board + C_TASK, entry.number)
-                tqe_plain(board + C_TIMEOUT_MS, entry.timeout_ms)
-                tqe_plain(board + C_HARD_MS, entry.hard_ms)
-                tqe_plain(board + C_RETRIES, entry.retries)
-                if now_over(since, end):
-                    code = _TIME
-                    break
-            memcpy(&word, p + 1 + tl, 4)
-            if word & 0xC0000000 or entry.is_async:
-                code = _SPECIAL
-                break
-            if self.slot.used[self.slot.half] > HALF_BYTES - ROOM_BYTES:
-                code = _FULL
-                break
-            size = word & 0x3FFFFFFF
-            # From here the job counts as started: if we die before its state is `done`, it is charged and runs again.
-            self._index = lease.next
-            self._entry = entry
-            tqe_plain(board + C_ROW, lease.row)
-            tqe_plain(board + C_INDEX, lease.next)
-            tqe_plain(board + C_TASK, entry.number)
-            state[0] = JOB_STARTED
-            self._step += 1
-            tqe_plain(board + C_STEP, self._step)
-            tqe_store(board + C_IN_USER, self._step)
-            lease.next += 1
-            lease._pos = p + 5 + tl + size
-            result = None
-            try:
-                payload = PyMemoryView_FromMemory(<char *>p + 5 + tl, size, PyBUF_READ)
-                args = PyObject_CallOneArg(entry.decode, payload)
-            except BaseException as e:
-                tqe_store(board + C_IN_USER, 0)
-                self._on_failure(lease, lease.next - 1, entry, e, True)
-            else:
+    def run(self, list leases not None, int head, unsigned long long limit_ns):
+        """Run the jobs of leases[head:] in order, for about `limit_ns`.
+
+        Returns (code, head, jobs): why it ended (RUN_*), the lease where it stands (those before have nothing left to start),
+        and how many jobs it ran.
+        """
+        cdef int code = _ENDED, at = head, start
+        cdef long jobs = 0
+        cdef Lease lease
+        self._since = tqe_now()
+        self._end = self._since + limit_ns
+        self._counted = 0
+        self._entry = None
+        self._clock_ms()
+        if self._since >= self.until_ns:
+            return _LEASE_END, head, 0
+        try:
+            while at < len(leases):
+                lease = <Lease>leases[at]
+                start = lease.next
                 try:
-                    result = call_task(entry, args)
-                except BaseException as e:
-                    tqe_store(board + C_IN_USER, 0)
-                    self._on_failure(lease, lease.next - 1, entry, e, False)
-                else:
-                    tqe_store(board + C_IN_USER, 0)
-                    if result is None or not lease.tracked:
-                        state[0] = JOB_DONE
-                    else:
-                        self._keep(lease, lease.next - 1, entry, result, since)
-            counted += 1
-            p = lease._pos
-            state += 1
-            if counted >= RUN_OF or entry.mean_ns >= TINY_NS or entry.mean_ns < 0 or entry.seen < RUN_OF:
-                now = tqe_now()
-                entry.timed(counted, now - since)
-                since = now
-                counted = 0
-                if now >= end:
-                    code = _TIME
+                    code = self._walk(lease)
+                finally:
+                    jobs += lease.next - start
+                if lease.next >= lease.stop:
+                    at += 1
+                    lease.finished_ms = self._since_ms
+                if code != _ENDED:
                     break
-                if now >= self.until_ns:
-                    code = _LEASE_END
-                    break
-        if counted:
-            entry.timed(counted, tqe_now() - since)
-        self._lease = None
-        if lease.next >= lease.stop and code == _TIME:
-            code = _ENDED
-        lease.finished_ms = <unsigned long long>(<long long>(tqe_now() // 1000000) + self.redis_offset_ms)
-        return code, lease.next - start
+        finally:
+            self._lease = None
+            if self._counted:
+                self._look(self._entry)
+        return code, at, jobs
 
-    def take(self, Lease lease not None):
-        """Hand the next job to Python, which must start it or settle it: (index, type, payload as stored, options, zstd)."""
-        cdef const char *p = lease._pos
-        cdef unsigned int word, options = 0
-        cdef int tl, index = lease.next
-        if lease.next >= lease.stop:
-            raise IndexError("nothing left to take")
-        tl = <unsigned char>p[0]
-        cdef bytes key = PyBytes_FromStringAndSize(p + 1, tl)
-        memcpy(&word, p + 1 + tl, 4)
-        p += 5 + tl
-        cdef bytes opts = b""
-        if word & 0x80000000:
-            options = <unsigned int><unsigned char>p[0] | <unsigned int><unsigned char>p[1] << 8
-            opts = PyBytes_FromStringAndSize(p + 2, options)
-            p += 2 + options
-        cdef bytes payload = PyBytes_FromStringAndSize(p, word & 0x3FFFFFFF)
-        lease._pos = p + (word & 0x3FFFFFFF)
-        lease.next += 1
-        return index, key, payload, opts, (word & 0x40000000) != 0
-
-    def done(self, Lease lease not None, int index):
-        """Mark a job that ended with nothing to tell."""
-        lease._state[index - lease.base] = JOB_DONE
-
-    def started(self, Lease lease not None, int index):
-        """Mark a job that runs as a coroutine or on the helper thread."""
-        lease._state[index - lease.base] = JOB_STARTED
-
-    def call(self, Lease lease not None, int index, Entry entry not None, payload, *, unsigned long long timeout_ms,
-             unsigned long long hard_ms, unsigned long long retries):
-        """Run one job inline that take() gave out, with its own limits. Outcome as in run(); returns nothing."""
-        cdef char *board = self._board
-        cdef object args, result = None
-        cdef unsigned long long begun = tqe_now()
+    cdef int _walk(self, Lease lease) except -1:
+        """Run the lease's jobs until it has none left, or until something ends the walk."""
+        cdef const unsigned char *p = lease._pos
+        cdef unsigned int word
+        cdef int type_bytes, code
+        cdef Entry entry = self._entry
+        if lease.options is not None or lease.cancels is not None:
+            return _SPECIAL if lease.next < lease.stop else _ENDED
         if lease.started_ms == 0:
-            lease.started_ms = <unsigned long long>(<long long>(begun // 1000000) + self.redis_offset_ms)
+            lease.started_ms = self._since_ms
         self._lease = lease
+        while lease.next < lease.stop:
+            if tqe_load(self._board + C_STOP):
+                return _STOP
+            type_bytes = p[0]
+            if entry is None or PyBytes_GET_SIZE(entry.key) != type_bytes or memcmp(PyBytes_AS_STRING(entry.key), p + 1, type_bytes) != 0:
+                entry = self._switch(p + 1, type_bytes)
+                if entry is None:
+                    return _SPECIAL
+            memcpy(&word, p + 1 + type_bytes, 4)
+            if word & 0xC0000000 or entry.is_async:
+                return _SPECIAL
+            if self.slot.used[self.slot.half] > HALF_BYTES - ROOM_BYTES:
+                return _FULL
+            p += 5 + type_bytes
+            lease._pos = p + word
+            lease.next += 1
+            self._execute(lease, lease.next - 1, entry, PyMemoryView_FromMemory(<char *>p, word, PyBUF_READ))
+            p = lease._pos
+            self._counted += 1
+            if self._counted >= RUN_OF or entry.mean_ns >= TINY_NS or entry.seen < RUN_OF:
+                code = self._look(entry)
+                if code != _ENDED:
+                    return code
+        return _ENDED
+
+    cdef Entry _switch(self, const unsigned char *key, int size):
+        """The task of another type; what was counted belongs to the one before."""
+        if self._counted:
+            self._look(self._entry)
+        cdef Entry entry = self.entries.get(PyBytes_FromStringAndSize(<const char *>key, size))
+        self._entry = entry
+        if entry is not None:
+            tqe_plain(self._board + C_TIMEOUT_MS, entry.timeout_ms)
+            tqe_plain(self._board + C_HARD_MS, entry.hard_ms)
+            tqe_plain(self._board + C_RETRIES, entry.retries)
+            tqe_plain(self._board + C_TASK, entry.number)
+        return entry
+
+    cdef int _look(self, Entry entry) except -1:
+        """Read the clock: account what ran since the last look, and say whether the walk must end."""
+        cdef unsigned long long now = tqe_now()
+        entry.timed(self._counted, now - self._since)
+        self._since = now
+        self._counted = 0
+        self._clock_ms()
+        if now >= self.until_ns:
+            return _LEASE_END
+        return _TIME if now >= self._end else _ENDED
+
+    cdef inline void _clock_ms(self) noexcept:
+        self._since_ms = <unsigned long long>(<long long>(self._since // 1000000) + self.redis_offset_ms)
+
+    cdef object _execute(self, Lease lease, int index, Entry entry, object payload):
+        """Run one job. From here it counts as started: if we die before its state is `done`, it is charged and runs again."""
+        cdef char *board = self._board
+        cdef unsigned char *state = lease._state + (index - lease._head.base)
+        cdef object args, result
         self._index = index
         self._entry = entry
-        self._last = None  # the limits on the board are this job's: the next run writes its task's own
         tqe_plain(board + C_ROW, lease.row)
         tqe_plain(board + C_INDEX, index)
-        tqe_plain(board + C_TASK, entry.number)
-        tqe_plain(board + C_TIMEOUT_MS, timeout_ms)
-        tqe_plain(board + C_HARD_MS, hard_ms)
-        tqe_plain(board + C_RETRIES, retries)
-        lease._state[index - lease.base] = JOB_STARTED
+        state[0] = JOB_STARTED
         self._step += 1
         tqe_plain(board + C_STEP, self._step)
         tqe_store(board + C_IN_USER, self._step)
@@ -471,51 +542,105 @@ cdef class Runner:
         except BaseException as e:
             tqe_store(board + C_IN_USER, 0)
             self._on_failure(lease, index, entry, e, True)
+            return None
+        try:
+            result = call_task(entry, args)
+        except BaseException as e:
+            tqe_store(board + C_IN_USER, 0)
+            self._on_failure(lease, index, entry, e, False)
+            return None
+        tqe_store(board + C_IN_USER, 0)
+        if result is None or not lease._head.flags & FLAG_TRACKED:
+            state[0] = JOB_DONE
         else:
-            try:
-                result = call_task(entry, args)
-            except BaseException as e:
-                tqe_store(board + C_IN_USER, 0)
-                self._on_failure(lease, index, entry, e, False)
-            else:
-                tqe_store(board + C_IN_USER, 0)
-                if result is None or not lease.tracked:
-                    lease._state[index - lease.base] = JOB_DONE
-                else:
-                    self._keep(lease, index, entry, result, begun)
-        entry.timed(1, tqe_now() - begun)
-        self._lease = None
-        lease.finished_ms = <unsigned long long>(<long long>(tqe_now() // 1000000) + self.redis_offset_ms)
+            self._keep(lease, index, entry, result)
 
-    cdef object _keep(self, Lease lease, int index, Entry entry, object result, unsigned long long clock_ns):
+    cdef object _keep(self, Lease lease, int index, Entry entry, object result):
         """Record a result; what cannot be encoded or is too long goes to Python. The times are those of the last look at the clock."""
         cdef bytes encoded
-        cdef unsigned long long at_ms = <unsigned long long>(<long long>(clock_ns // 1000000) + self.redis_offset_ms)
         try:
             encoded = PyObject_CallOneArg(self._encode, result)
         except Exception:
-            return self._on_result(lease, index, entry, result)
+            self._on_result(lease, index, entry, result)
+            return None
         if PyBytes_GET_SIZE(encoded) > self._result_max or not self.slot._append(
-                lease.row, index, OUT_DONE, 0, at_ms, at_ms, NULL, 0,
+                lease.row, index, OUT_DONE, 0, self._since_ms, self._since_ms, NULL, 0,
                 PyBytes_AS_STRING(encoded), <unsigned int>PyBytes_GET_SIZE(encoded)):
-            return self._on_result(lease, index, entry, result)
-        lease._state[index - lease.base] = JOB_RECORDED
+            self._on_result(lease, index, entry, result)
+            return None
+        lease._state[index - lease._head.base] = JOB_RECORDED
+
+    def take(self, Lease lease not None):
+        """Hand the next job to Python, which must start it or settle it: (index, type, payload as stored, options, zstd)."""
+        cdef JobRef job
+        cdef const unsigned char *after
+        if lease.next >= lease.stop:
+            raise IndexError("nothing left to take")
+        after = next_job(lease._pos, lease._head.data + lease._head.size, &job)
+        if after == NULL:
+            raise IndexError("the frame ends within a job")  # cannot be: the frame was checked
+        lease._pos = after
+        lease.next += 1
+        return (
+            lease.next - 1,
+            PyBytes_FromStringAndSize(<const char *>job.type, job.type_bytes),
+            PyBytes_FromStringAndSize(<const char *>job.payload, job.payload_bytes),
+            PyBytes_FromStringAndSize(<const char *>job.options, job.options_bytes),
+            job.zstd,
+        )
+
+    def done(self, Lease lease not None, int index):
+        """Mark a job that ended with nothing to tell."""
+        lease._state[index - lease._head.base] = JOB_DONE
+
+    def started(self, Lease lease not None, int index):
+        """Mark a job that runs as a coroutine or on the helper thread."""
+        lease._state[index - lease._head.base] = JOB_STARTED
+
+    def call(self, Lease lease not None, int index, Entry entry not None, payload, *, unsigned long long timeout_ms,
+             unsigned long long hard_ms, unsigned long long retries):
+        """Run one job inline that take() gave out, with its own limits. Outcome as in run(); returns nothing."""
+        self._since = tqe_now()
+        self._clock_ms()
+        if lease.started_ms == 0:
+            lease.started_ms = self._since_ms
+        self._lease = lease
+        self._limits(entry, timeout_ms, hard_ms, retries)
+        try:
+            self._execute(lease, index, entry, payload)
+        finally:
+            self._lease = None
+            self._counted = 1
+            self._look(entry)
+            lease.finished_ms = self._since_ms
+
+    cdef inline void _limits(self, Entry entry, unsigned long long timeout_ms, unsigned long long hard_ms, unsigned long long retries) noexcept:
+        tqe_plain(self._board + C_TASK, entry.number)
+        tqe_plain(self._board + C_TIMEOUT_MS, timeout_ms)
+        tqe_plain(self._board + C_HARD_MS, hard_ms)
+        tqe_plain(self._board + C_RETRIES, retries)
 
     def invoke(self, Entry entry not None, args):
-        """Call a task with its decoded arguments, outside of the board: for coroutines and the helper thread."""
+        """Call a task with its decoded arguments, off the board: for coroutines and the helper thread."""
         return call_task(entry, args)
 
     def steps(self, coroutine, Lease lease not None, int index, Entry entry not None, *, unsigned long long timeout_ms,
               unsigned long long hard_ms, unsigned long long retries):
         """Wrap a job's coroutine: each of its steps stands on the board, so that a crash or a blocked loop has a name."""
-        return Steps(self, coroutine, lease, index, entry, timeout_ms, hard_ms, retries)
-
-
-cdef inline bint now_over(unsigned long long since, unsigned long long end) noexcept:
-    return since >= end
+        cdef Steps steps = Steps.__new__(Steps)
+        steps._runner = self
+        steps._coroutine = coroutine
+        steps._lease = lease
+        steps._index = index
+        steps._entry = entry
+        steps._timeout_ms = timeout_ms
+        steps._hard_ms = hard_ms
+        steps._retries = retries
+        return steps
 
 
 cdef object call_task(Entry entry, object args):
+    """Call by position: what the generated struct has checked needs no dict of keywords."""
     cdef PyObject *stack[ARGS_MAX]
     cdef list held
     cdef Py_ssize_t i, n
@@ -524,8 +649,6 @@ cdef object call_task(Entry entry, object args):
     if entry.mode == MODE_KWARGS:
         return PyObject_Call(entry.func, _EMPTY, args)
     n = len(entry._names)
-    if n == 1 and not entry.keyword_only:
-        return PyObject_CallOneArg(entry.func, getattr(args, <str>entry.positional[0]))
     held = [getattr(args, <str>name) for name in entry._names]
     for i in range(n):
         stack[i] = <PyObject *>held[i]
@@ -534,6 +657,7 @@ cdef object call_task(Entry entry, object args):
     return PyObject_Vectorcall(entry.func, stack, n, NULL)
 
 
+@cython.final
 cdef class Steps:
     """An awaitable that drives a job's coroutine and marks the running step on the board."""
 
@@ -546,29 +670,14 @@ cdef class Steps:
     cdef unsigned long long _hard_ms
     cdef unsigned long long _retries
 
-    def __init__(self, Runner runner, coroutine, Lease lease, int index, Entry entry, unsigned long long timeout_ms,
-                 unsigned long long hard_ms, unsigned long long retries):
-        self._runner = runner
-        self._coroutine = coroutine
-        self._lease = lease
-        self._index = index
-        self._entry = entry
-        self._timeout_ms = timeout_ms
-        self._hard_ms = hard_ms
-        self._retries = retries
-
     cdef inline void _enter(self) noexcept:
-        cdef char *board = self._runner._board
-        self._runner._last = None
-        tqe_plain(board + C_ROW, self._lease.row)
-        tqe_plain(board + C_INDEX, self._index)
-        tqe_plain(board + C_TASK, self._entry.number)
-        tqe_plain(board + C_TIMEOUT_MS, self._timeout_ms)
-        tqe_plain(board + C_HARD_MS, self._hard_ms)
-        tqe_plain(board + C_RETRIES, self._retries)
-        self._runner._step += 1
-        tqe_plain(board + C_STEP, self._runner._step)
-        tqe_store(board + C_IN_USER, self._runner._step)
+        cdef Runner runner = self._runner
+        tqe_plain(runner._board + C_ROW, self._lease.row)
+        tqe_plain(runner._board + C_INDEX, self._index)
+        runner._limits(self._entry, self._timeout_ms, self._hard_ms, self._retries)
+        runner._step += 1
+        tqe_plain(runner._board + C_STEP, runner._step)
+        tqe_store(runner._board + C_IN_USER, runner._step)
 
     cdef inline void _leave(self) noexcept:
         tqe_store(self._runner._board + C_IN_USER, 0)

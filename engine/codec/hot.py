@@ -26,6 +26,8 @@ RUN_STOP = _backend.RUN_STOP
 RUN_FULL = _backend.RUN_FULL
 RUN_LEASE_END = _backend.RUN_LEASE_END
 RUN_SPECIAL = _backend.RUN_SPECIAL
+admit = _backend.admit
+plain_done = _backend.plain_done
 
 __all__ = [
     "MODES",
@@ -39,4 +41,6 @@ __all__ = [
     "Lease",
     "Runner",
     "Slot",
+    "admit",
+    "plain_done",
 ]

@@ -118,50 +118,53 @@ class SettleBatch:
     """Collects what to settle and makes as few calls of it as their limits allow."""
 
     def __init__(self) -> None:
-        self._done: dict[tuple[tuple[int, str] | None, bytes], list[bytes]] = {}
-        self._items: list[Item] = []
+        self._done: list[tuple[tuple[int, str] | None, bytes, list[bytes], Sequence[object]]] = []
+        self._items: list[tuple[Item, object]] = []
         self.leases = 0
 
     def __bool__(self) -> bool:
         return self.leases > 0
 
-    def add_done(self, frame_id: bytes, lease: bytes, value: bytes) -> None:
-        """A whole, uncut lease whose jobs all completed with nothing to tell; `value` is its snapshot, b'' if untracked."""
-        bucket = bucket_of(frame_id) if value else None
-        self._done.setdefault((bucket, value), []).append(lease)
-        self.leases += 1
+    def add_done(self, bucket: tuple[int, str] | None, value: bytes, leases: list[bytes], tickets: Sequence[object]) -> None:
+        """Whole, uncut leases of one bucket whose jobs all completed with nothing to tell; `value` is their snapshot.
 
-    def add(self, item: Item) -> None:
+        Untracked ones have no bucket and an empty value. Each lease has a ticket: what the caller wants back with its mark.
+        """
+        self._done.append((bucket, value, leases, tickets))
+        self.leases += len(leases)
+
+    def add(self, item: Item, ticket: object = None) -> None:
         """Any other lease."""
-        self._items.append(item)
+        self._items.append((item, ticket))
         self.leases += 1
 
     def calls(self, keys: Keys, incarnation: str, *, result_ttl_s: int, dlq_max: int, recovered: bool = False) -> list[SettleCall]:
         """The calls to make, in order, each with the names of its leases in the order of the reply's marks."""
         made: list[SettleCall] = []
         call = _Writer()
-        for (bucket, value), leases in self._done.items():
+        for bucket, value, leases, tickets in self._done:
             for start in range(0, len(leases), LEASES_MAX):
                 chunk = leases[start : start + LEASES_MAX]
                 if call.leases and len(call.leases) + len(chunk) > LEASES_MAX:
                     made.append(call.finish(keys, incarnation, result_ttl_s, dlq_max, recovered))
                     call = _Writer()
-                call.done(bucket, value, chunk)
-        for item in self._items:
+                call.done(bucket, value, chunk, tickets[start : start + LEASES_MAX])
+        for item, ticket in self._items:
             if call.full(item):
                 made.append(call.finish(keys, incarnation, result_ttl_s, dlq_max, recovered))
                 call = _Writer()
-            call.item(item)
+            call.item(item, ticket)
         if call.leases:
             made.append(call.finish(keys, incarnation, result_ttl_s, dlq_max, recovered))
         return made
 
 
 class SettleCall(NamedTuple):
-    """One call of `settle` and the leases whose marks it will answer, in order."""
+    """One call of `settle`, and the names and tickets of the leases whose marks it will answer, in order."""
 
     call: Call
     leases: list[bytes]
+    tickets: list[object]
 
 
 class _Writer:
@@ -169,6 +172,7 @@ class _Writer:
 
     def __init__(self) -> None:
         self.leases: list[bytes] = []
+        self._tickets: list[object] = []
         self._args: list[bytes | str | int] = []
         self._lanes: dict[str, int] = {}
         self._buckets: dict[tuple[int, str], int] = {}
@@ -184,11 +188,12 @@ class _Writer:
             or len(self._lanes | dict.fromkeys(part.lane for part in item.parts)) > formats.LANES_MAX
         )
 
-    def done(self, bucket: tuple[int, str] | None, value: bytes, leases: list[bytes]) -> None:
+    def done(self, bucket: tuple[int, str] | None, value: bytes, leases: list[bytes], tickets: Sequence[object]) -> None:
         self._args += ["C", self._bucket(bucket), value, len(leases), *leases]
         self.leases += leases
+        self._tickets += tickets
 
-    def item(self, item: Item) -> None:
+    def item(self, item: Item, ticket: object) -> None:
         frame = item.frame_id.decode("ascii")
         args = self._args
         args += ["P", item.lease, self._bucket(bucket_of(item.frame_id) if item.tracked else None)]
@@ -206,6 +211,7 @@ class _Writer:
             self._bytes += len(part.frame)
         self._parts += len(item.parts)
         self.leases.append(item.lease)
+        self._tickets.append(ticket)
 
     def _bucket(self, bucket: tuple[int, str] | None) -> int:
         return 0 if bucket is None else self._buckets.setdefault(bucket, len(self._buckets) + 1)
@@ -221,12 +227,8 @@ class _Writer:
         head: list[bytes | str | int] = [
             len(self._lanes), len(self._buckets), result_ttl_s, OPEN_TTL_S, dlq_max, keys.done_prefix, int(recovered),
         ]  # fmt: skip
-        return SettleCall(Call("settle", tuple(names), (*head, *self._lanes, *self._args)), self.leases)
-
-
-def snapshot_done(header: codec.Header, frame: bytes, started_ms: int, finished_ms: int) -> bytes:
-    """Snapshot of an uncut frame all of whose jobs completed."""
-    return f"C,{header.total},0,{started_ms},{finished_ms},{header.lane},{codec.types(frame)}".encode()
+        call = Call("settle", tuple(names), (*head, *self._lanes, *self._args))
+        return SettleCall(call, self.leases, self._tickets)
 
 
 def claim(

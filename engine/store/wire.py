@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
@@ -20,7 +20,6 @@ import hiredis
 from tqe import clock
 from tqe.errors import RedisUnavailable
 from tqe.store.call import Call, reply_error
-from tqe.store.scripts import SCRIPTS
 
 _BUFFER_BYTES: Final = 256 * 1024
 _KEEPALIVE_S: Final = 5
@@ -44,8 +43,8 @@ class Wire(asyncio.BufferedProtocol):
     # -- asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are none of asyncio's classes, so a check by class would refuse them.
+        self._transport = cast(asyncio.Transport, transport)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -79,8 +78,7 @@ class Wire(asyncio.BufferedProtocol):
         packed: list[bytes] = []
         futures: list[asyncio.Future[Any]] = []
         for call in calls:
-            script = SCRIPTS[call.script]
-            packed.append(hiredis.pack_command(("EVALSHA", script.sha, len(call.keys), *call.keys, *call.args)))
+            packed.append(hiredis.pack_command(call.evalsha()))
             futures.append(self._expect(call, timeout_ms))
         self._write(b"".join(packed))
         return futures
@@ -126,9 +124,8 @@ class Wire(asyncio.BufferedProtocol):
         future, call, deadline = self._waiting.popleft()
         if isinstance(reply, hiredis.ReplyError):
             if call is not None and str(reply).startswith("NOSCRIPT"):
-                text = SCRIPTS[call.script].text
                 self._waiting.append((future, None, deadline))
-                self._write(hiredis.pack_command(("EVAL", text, len(call.keys), *call.keys, *call.args)))
+                self._write(hiredis.pack_command(call.eval()))
                 return
             if not future.done():
                 future.set_exception(reply_error(str(reply), call.script if call else ""))

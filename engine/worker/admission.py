@@ -69,14 +69,13 @@ class Admission:
         return Kept(kept, predicted, self._pieces(ahead, kept))
 
     def quick(self, jobs: int, held_ns: float) -> float | None:
-        """Predicted time of so many jobs of any type if all of them are sure to fit, else None: no walk for no-op jobs."""
+        """Predicted ns a job if so many jobs of any type are sure to fit, else None: no walk through frames of no-op jobs."""
         slowest = 0.0
         for task in self._tasks.values():
             if task.is_async or task.seen < RAMP[-1][0]:
                 return None
             slowest = max(slowest, task.mean_ns)
-        predicted = slowest * jobs
-        return predicted if held_ns + predicted <= self._quantum_ns else None
+        return slowest if held_ns + slowest * jobs <= self._quantum_ns else None
 
     def _ramp(self, task: Measured) -> int:
         for seen, jobs in RAMP:

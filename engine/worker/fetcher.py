@@ -46,7 +46,7 @@ class Fetcher:
         self._calls: working.Fetcher | None = None
         self._mismatches = 0
         self._unanswered: asyncio.Future[Any] | None = None
-        self._sent_ns = 0
+        self.sent_at = 0  # ns
         self.empty = False  # the last fetch brought nothing: wait for a token
         self.trouble = False  # Redis holds other leases for us than we know of
 
@@ -93,7 +93,7 @@ class Fetcher:
     def sent(self, future: asyncio.Future[Any], at_ns: int) -> None:
         """The fetch is on its way."""
         self._unanswered = future
-        self._sent_ns = at_ns
+        self.sent_at = at_ns
 
     @property
     def answered(self) -> bool:
@@ -115,41 +115,48 @@ class Fetcher:
         self._view.add("fetches")
         self._hold.expected += len(fetched.frames)
         self._audit(fetched.hlen)
-        for at, frame in enumerate(fetched.frames):
-            self.take_in(frame, cancels=fetched.cancels.get(at), now_us=fetched.now_us)
-        return self._sent_ns
+        self.take_in(fetched.frames, cancels=fetched.cancels, now_us=fetched.now_us)
+        return self.sent_at
 
-    def take_in(self, frame: bytes, *, cancels: set[int] | None = None, now_us: int = 0) -> None:
-        """Make a lease of a frame that Redis says is ours; what will not run soon is marked to go back."""
-        try:
-            header = codec.parse(frame)
-        except FrameError as e:
-            log.error("a frame in Redis is damaged (%s): it goes to quarantine, %d bytes", e, len(frame))
+    def take_in(self, frames: list[bytes], *, cancels: dict[int, set[int]] | None = None, now_us: int = 0) -> None:
+        """Make leases of frames that Redis says are ours; what will not run soon is marked to go back."""
+        leases, jobs, odd = hot.admit(frames, self._slot, self._rank, len(self._rank))
+        self._view.add("fetched", jobs)
+        for frame, error in odd:
+            self._refuse(frame, error)
+        per_job_ns = self._admission.quick(jobs, self._hold.held_ns)
+        if per_job_ns is not None and not cancels and not any(lease.header.options for lease in leases[:1]):
+            self._hold.add_all(leases, per_job_ns)
+            self._waited(leases, now_us)
+            return
+        wanted = {frames[at]: indexes for at, indexes in (cancels or {}).items()}
+        for lease in leases:
+            header = lease.header
+            if header.options:
+                lease.options = msgspec.json.decode(header.options)
+            lease.cancels = wanted.get(lease.frame)
+            self._keep(lease)
+            self._hold.add(lease)
+        self._waited(leases, now_us)
+
+    def _refuse(self, frame: bytes, error: FrameError | None) -> None:
+        if error is None:
+            self._settler.give_back(frame[4:45], frame)
+        else:
+            log.error("a frame in Redis is damaged (%s): it goes to quarantine, %d bytes", error, len(frame))
             self._settler.quarantine(frame[4:45], frame)
-            return
-        try:
-            lease = hot.Lease(frame, header, self._slot, self._rank.get(header.lane, len(self._rank)))
-        except IndexError:
-            self._settler.give_back(header.lease, frame)
-            return
-        self._view.add("fetched", lease.n)
-        lease.cancels = cancels
-        if header.options:
-            lease.options = msgspec.json.decode(header.options)
-        self._keep(lease, now_us)
-        self._hold.add(lease)
 
-    def _keep(self, lease: hot.Lease, now_us: int) -> None:
+    def _waited(self, leases: list[hot.Lease], now_us: int) -> None:
+        """Account how long these waited in their lane, under the type of their first job."""
+        for lease in leases if now_us else ():
+            if lease.next < lease.stop:
+                entry = self._runner.entries.get(lease.next_type())
+                if entry is not None:
+                    entry.waited(lease.stop - lease.next, max(0, now_us - lease.enqueued_us))
+
+    def _keep(self, lease: hot.Lease) -> None:
         hold = self._hold
-        predicted = self._admission.quick(lease.n, hold.held_ns) if now_us else None
-        if predicted is not None:
-            lease.predicted_ns = predicted
-            return
         ahead = lease.types_ahead()
-        if now_us and ahead:
-            entry = self._runner.entries.get(ahead[0][0])
-            if entry is not None:
-                entry.waited(lease.n, max(0, now_us - lease.enqueued_us))
         kept = self._admission.keep(
             ahead, held_ns=hold.held_ns, free_slots=self._runner.free_slots, must=hold.idle
         )
@@ -163,6 +170,8 @@ class Fetcher:
             base += size
         lease.give_back(lease.base + kept.jobs)
         lease.pieces = pieces
+        if kept.jobs:
+            hold.cut.append(lease)
         self._view.add("returned", lease.n - kept.jobs)
 
     def _audit(self, hlen: int) -> None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from tqe.codec.hot import Lease
 
 
-class Hold:
-    """Leases by row, and those with jobs left to start, ordered by lane rank and then by arrival."""
+class Spot(NamedTuple):
+    """Where to run next: the leases of a rank, and the position in them."""
 
-    def __init__(self) -> None:
+    leases: list[Lease]
+    at: int
+
+
+class Hold:
+    """Leases by row; those with jobs left to start by lane rank, in the order of their arrival; those that have ended."""
+
+    def __init__(self, ranks: int) -> None:
         self._by_row: dict[int, Lease] = {}
-        self._ready: list[tuple[int, int, Lease]] = []
-        self._arrivals = 0
+        self._ready: list[list[Lease]] = [[] for _ in range(ranks)]
+        self.ended: list[Lease] = []  # nothing of them waits or runs: to be settled whole
+        self.cut: list[Lease] = []  # a part of them goes back
         self.held_ns = 0.0  # predicted time of what is not started
         self.bytes = 0
         self.expected = 0  # leases that Redis should hold for this incarnation, as of the replies that were read
@@ -25,51 +34,75 @@ class Hold:
         return iter(list(self._by_row.values()))
 
     def add(self, lease: Lease) -> None:
-        """Take in a lease; it is ready if it has jobs to start."""
+        """Take in a lease; it is ready if it has jobs to start, else it has ended."""
         self._by_row[lease.row] = lease
         self.bytes += len(lease.frame)
         if lease.next < lease.stop:
-            self._arrivals += 1
-            entry = (lease.rank, self._arrivals, lease)
-            at = len(self._ready)
-            # A higher lane goes before everything lower that has not started; within a lane, first come first served.
-            while at and self._ready[at - 1][0] > lease.rank:
-                at -= 1
-            self._ready.insert(at, entry)
+            self._ready[lease.rank].append(lease)
             self.held_ns += lease.predicted_ns
+        else:
+            self.ended.append(lease)
+
+    def add_all(self, leases: Sequence[Lease], predicted_ns: float) -> None:
+        """Take in leases that all have jobs to start, of so much predicted time a job."""
+        by_row = self._by_row
+        for lease in leases:
+            by_row[lease.row] = lease
+            self.bytes += len(lease.frame)
+            lease.predicted_ns = predicted_ns * lease.n
+            self.held_ns += lease.predicted_ns
+            self._ready[lease.rank].append(lease)
 
     def remove(self, lease: Lease) -> None:
         """A lease is gone from Redis and nothing of it runs."""
         if self._by_row.pop(lease.row, None) is not None:
             self.bytes -= len(lease.frame)
-        self.unready(lease)
-
-    def unready(self, lease: Lease) -> None:
-        """Nothing of the lease is left to start here."""
-        for at, (_, _, ready) in enumerate(self._ready):
-            if ready is lease:
-                del self._ready[at]
-                self.held_ns = max(0.0, self.held_ns - lease.predicted_ns)
-                lease.predicted_ns = 0.0
-                break
-        if not self._ready:
-            self.held_ns = 0.0
-
-    def ready(self) -> list[Lease]:
-        """Leases with jobs left to start, in the order in which they are to run."""
-        return [lease for _, _, lease in self._ready]
-
-    @property
-    def first(self) -> Lease | None:
-        return self._ready[0][2] if self._ready else None
 
     @property
     def idle(self) -> bool:
         """Nothing waits to be started."""
-        return not self._ready
+        return not any(self._ready)
 
-    def spent(self, lease: Lease, ns: float) -> None:
-        """So much of a lease's predicted time is no longer ahead."""
-        gone = min(ns, lease.predicted_ns)
-        lease.predicted_ns -= gone
-        self.held_ns = max(0.0, self.held_ns - gone)
+    def spot(self, blocked: set[int]) -> Spot | None:
+        """The first lease with a job to start, of the highest lane, leaving out the rows in `blocked`."""
+        for leases in self._ready:
+            for at, lease in enumerate(leases):
+                if lease.row not in blocked:
+                    return Spot(leases, at)
+        return None
+
+    def started(self, spot: Spot, end: int) -> None:
+        """All jobs of the leases from the spot up to `end` have been started."""
+        for lease in spot.leases[spot.at : end]:
+            self.held_ns -= lease.predicted_ns
+            lease.predicted_ns = 0.0
+            if not lease.running:
+                self.ended.append(lease)
+        del spot.leases[spot.at : end]
+        if self.idle:
+            self.held_ns = 0.0
+
+    def unready(self, lease: Lease) -> None:
+        """Nothing of the lease is to be started here any more."""
+        leases = self._ready[lease.rank]
+        if lease in leases:
+            leases.remove(lease)
+            self.held_ns = max(0.0, self.held_ns - lease.predicted_ns)
+            lease.predicted_ns = 0.0
+
+    def give_back_all(self) -> None:
+        """Start nothing more: all that is ahead goes back."""
+        for leases in self._ready:
+            for lease in leases:
+                lease.give_back(lease.next)
+                (self.ended if lease.ended() else self.cut).append(lease)
+            leases.clear()
+        self.held_ns = 0.0
+
+    def spent(self, spot: Spot | None, ns: float) -> None:
+        """So much of the predicted time of the lease that runs is no longer ahead."""
+        if spot is not None:
+            lease = spot.leases[spot.at]
+            gone = min(ns, lease.predicted_ns)
+            lease.predicted_ns -= gone
+            self.held_ns = max(0.0, self.held_ns - gone)

@@ -23,7 +23,7 @@ from tqe.worker.fetcher import Fetcher
 from tqe.worker.hold import Hold
 from tqe.worker.link import LOST, Link, Stopped
 from tqe.worker.runner import JobRunner
-from tqe.worker.settler import Settler
+from tqe.worker.settler import PARTIAL_AFTER_NS, Settler
 
 log = logging.getLogger("tqe.worker")
 
@@ -83,7 +83,7 @@ class Worker:
         keys = Keys(settings.namespace)
         self._settings = settings
         self._view = view
-        self._hold = Hold()
+        self._hold = Hold(len(settings.lanes) + 1)
         self._slot = hot.Slot(board.memory, layout.slot_offset(view.number))
         self._changed = asyncio.Event()
         self.runner = JobRunner(registry, settings, self._slot, view, self._hold, changed=self._changed.set)
@@ -93,8 +93,8 @@ class Worker:
         self._token: asyncio.Future[Any] | None = None
         self._slice_ns = settings.quantum_us * 500
         self._draining = False
-        self._tick_at = 0.0
         self._rss_at_ns = 0
+        self._told_ns = 0
 
     async def run(self) -> None:
         """Register, work, drain, leave."""
@@ -119,11 +119,7 @@ class Worker:
         if self._settler.trouble or self._fetcher.trouble:
             await self._take_over()
         try:
-            if self._fetcher.answered:
-                self._link.extended(self._fetcher.finish())
-                self.runner.native.until_ns = self._link.seen_until_ns()
-            if self._settler.unanswered is not None and self._settler.unanswered.done:
-                self._settler.finish()
+            self._read()
         except LOST as e:
             await self._lost(e)
             return
@@ -145,6 +141,18 @@ class Worker:
         else:
             await asyncio.sleep(0)
 
+    def _read(self) -> None:
+        """Read the replies that are there, in the order in which they were asked for: each audit counts on those before it."""
+        settle = self._settler.unanswered
+        if settle is not None and settle.done and (not self._fetcher.answered or settle.sent_at <= self._fetcher.sent_at):
+            self._settler.finish()
+        if self._fetcher.answered:
+            self._link.extended(self._fetcher.finish())
+            self.runner.native.until_ns = self._link.seen_until_ns()
+        settle = self._settler.unanswered
+        if settle is not None and settle.done:
+            self._settler.finish()
+
     def _run(self) -> int:
         if self._view.get(layout.C_STOP):
             self._obey()
@@ -157,17 +165,14 @@ class Worker:
         code = self.runner.run_slice(self._slice_ns)
         spent = clock.boottime_ns() - begun
         self._view.add("busy_ns", spent)
-        first = self._hold.first
-        if first is not None:
-            self._hold.spent(first, spent)
+        self._hold.spent(self._hold.spot(set()), spent)
         return code
 
     async def _exchange(self, *, force: bool) -> None:
         """Send what there is to tell, and a fetch with it, in one write."""
         fetch = not self._draining and self._fetcher.wants()
         now_ns = clock.boottime_ns()
-        due = self._settler.due(now_ns, partial=force or self._draining)
-        tell = bool(due) or self._settler.urgent
+        tell = self._to_tell(now_ns, fetch=fetch, force=force)
         if not fetch and not tell:
             return
         calls = []
@@ -175,9 +180,11 @@ class Worker:
             if self._settler.unanswered is not None:
                 # One settle at a time: its outcomes occupy the other half. Its reply is nearly always here by now.
                 await self._answer()
+            due = self._settler.due(now_ns, partial=force or self._draining)
             calls = self._settler.begin(due, self._link.incarnation)
-            self.runner.full = False
-            self.runner.release_outcomes()
+            if calls:
+                self.runner.full = False
+                self.runner.release_outcomes()
         settles = len(calls)
         if fetch:
             calls.append(self._fetcher.call())
@@ -187,9 +194,19 @@ class Worker:
         for future in futures:
             future.add_done_callback(self._wake)
         if settles:
-            self._settler.sent(futures[:settles])
+            self._settler.sent(futures[:settles], now_ns)
         if fetch:
             self._fetcher.sent(futures[-1], now_ns)
+
+    def _to_tell(self, now_ns: int, *, fetch: bool, force: bool) -> bool:
+        """Whether to settle now: with each fetch, when nothing is left to run, when others wait for it, or after 50 ms."""
+        hold = self._hold
+        if self._settler.urgent or force or self._draining:
+            return True
+        if hold.ended and (fetch or hold.idle or now_ns - self._told_ns > PARTIAL_AFTER_NS):
+            self._told_ns = now_ns
+            return True
+        return bool(self.runner.active) and now_ns - self._told_ns > PARTIAL_AFTER_NS
 
     async def _answer(self) -> None:
         pending = self._settler.unanswered
@@ -198,12 +215,13 @@ class Worker:
             if not pending.done:
                 await self._changed.wait()
             self._view.set(layout.C_BEAT, clock.boottime_ns())
-        self._settler.finish()
+        self._read()
 
     async def _wait(self) -> None:
         """Nothing can run now: wait for a reply, a token, the end of a coroutine, or the next look at the board."""
         self._changed.clear()
-        if self._fetcher.answered or self._settler.unanswered is not None and self._settler.unanswered.done:
+        settle = self._settler.unanswered
+        if self._fetcher.answered or (settle is not None and settle.done):
             return
         if self._fetcher.empty and not self._draining:
             await self._await_token()
@@ -257,9 +275,7 @@ class Worker:
             if not self._draining:
                 self._draining = True
                 self._view.set(layout.C_PHASE, layout.PHASE_DRAIN)
-                for lease in self._hold.ready():
-                    lease.give_back(lease.next)
-                    self._hold.unready(lease)
+                self._hold.give_back_all()
             if word == layout.STOP_NOW:
                 self.runner.return_running()
 
@@ -310,7 +326,7 @@ class Worker:
                     futures = self._link.send(calls)
                     for future in futures:
                         future.add_done_callback(self._wake)
-                    self._settler.sent(futures)
+                    self._settler.sent(futures, clock.boottime_ns())
                     await self._answer()
             except LOST as e:
                 log.warning("taking over again: %s", e)
@@ -323,8 +339,7 @@ class Worker:
         self._slot.reset_halves()
         self.runner.full = False
         self.runner.release_outcomes()
-        for _, frame in unknown:
-            self._fetcher.take_in(frame)
+        self._fetcher.take_in([frame for _, frame in unknown])
 
     def _reconcile(self, taken: working.Taken) -> list[tuple[bytes, bytes]]:
         """Match the leases of the hash with ours by containment; returns those that we never knew."""
@@ -341,13 +356,13 @@ class Worker:
             if claims is not None:
                 lease.claims = claims
                 if lease.next < lease.stop and not _covers(claims, lease.next, lease.stop):
-                    lease.give_back(lease.next)
+                    lease.skip_rest()
                     self._hold.unready(lease)
             elif lease.to_settle() or lease.running:
                 # Gone from our hash: settling it under its name is refused there, and counted as fenced.
-                lease.lost = True
-                lease.stop = min(lease.stop, lease.next)
                 self._hold.unready(lease)
+                lease.lost = True
+                lease.skip_rest()
             else:
                 self._settler.drop(lease)
         return unknown

@@ -106,25 +106,30 @@ class JobRunner:
         """Run ready jobs for about so long; returns a hot.RUN_* code: why it stopped."""
         end = clock.boottime_ns() + slice_ns
         blocked: set[int] = set()
+        hold = self._hold
         while True:
-            lease = next((lease for lease in self._hold.ready() if lease.row not in blocked), None)
-            if lease is None:
+            spot = hold.spot(blocked)
+            if spot is None:
                 return hot.RUN_ENDED
             left = end - clock.boottime_ns()
             if left <= 0:
                 return hot.RUN_TIME
+            at = spot.at
             if self.active:
                 # While coroutines run, nothing runs inline: their timers must not wait for it.
                 code = self._may_start()
             else:
-                code, jobs = self.native.run(lease, left)
+                code, at, jobs = self.native.run(spot.leases, spot.at, left)
                 self.jobs_ended += jobs
             if code == hot.RUN_SPECIAL:
+                lease = spot.leases[at]
                 if not self._special(lease):
                     blocked.add(lease.row)
+                elif lease.next >= lease.stop:
+                    at += 1
                 code = hot.RUN_FULL if self.full else hot.RUN_ENDED
-            if lease.next >= lease.stop:
-                self._hold.unready(lease)
+            if at > spot.at:
+                hold.started(spot, at)
             if code != hot.RUN_ENDED:
                 return code
 
@@ -344,6 +349,8 @@ class JobRunner:
             self._view.set(layout.C_HELPER, 0)
         self._view.set(layout.C_ASYNC, len(self.active))
         job.lease.running -= 1
+        if job.lease.ended():
+            self._hold.ended.append(job.lease)
         job.entry.timed(1, max(1, clock.boottime_ns() - job.begun_ns))
         self.jobs_ended += 1
         error = asyncio.CancelledError() if future.cancelled() else future.exception()
@@ -461,7 +468,7 @@ class JobRunner:
             lane=lease.lane,
             attempt=lease.attempts + 1,
             crashes=lease.header.crashes,
-            token=f"{lease.header.lease.decode()}@{self._view.text(layout.C_INCARNATION)}",
+            token=f"{lease.name.decode()}@{self._view.text(layout.C_INCARNATION)}",
         )
 
 

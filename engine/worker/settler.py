@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from tqe.board import layout
 from tqe.board.board import Record, SlotView
@@ -23,12 +23,14 @@ from tqe.worker.hold import Hold
 log = logging.getLogger("tqe.worker")
 
 # A lease that has begun to end is not kept waiting longer for its slowest job.
-PARTIAL_AFTER_NS = 50_000_000
+PARTIAL_AFTER_NS: Final = 50_000_000
+APPLIED: Final = ord("1")
+FENCED: Final = ord("0")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Change:
-    """What one lease in a settle becomes once it is applied."""
+    """What one lease in a settle becomes once it is applied: a claim of ours shrinks to what is kept of it."""
 
     lease: hot.Lease
     claim: tuple[int, int]
@@ -37,16 +39,19 @@ class Change:
 
 @dataclass(slots=True)
 class Unanswered:
-    """A settle whose reply was not read: its half of the outcome area, its leases in the order of the marks."""
+    """A settle whose replies were not read, and its half of the outcome area.
+
+    The tickets of its calls are Change for a lease that is settled in part, the Lease for one that is settled whole.
+    """
 
     half: int | None
     calls: list[settling.SettleCall]
-    changes: dict[bytes, Change]
     futures: list[asyncio.Future[Any]] = field(default_factory=list)
+    sent_at: int = 0  # ns; a fetch of the same write has the same, and comes after it
 
     @property
     def done(self) -> bool:
-        return all(future.done() for future in self.futures)
+        return bool(self.futures) and all(future.done() for future in self.futures)
 
 
 class Settler:
@@ -74,38 +79,44 @@ class Settler:
     @property
     def urgent(self) -> bool:
         """Something goes back that others could take, or is damaged: do not wait for the next fetch."""
-        return bool(self._returned or self._damaged)
+        return bool(self._returned or self._damaged or self._hold.cut)
 
     def due(self, now_ns: int, *, partial: bool) -> list[hot.Lease]:
-        """Leases to settle now: those that have ended, and with `partial` whatever has something to tell."""
-        found = []
-        for lease in self._hold:
-            if lease.settling or lease.lost:
-                continue
-            if lease.ended():
-                found.append(lease)
-            elif partial or (lease.first_done_ns and now_ns - lease.first_done_ns > PARTIAL_AFTER_NS) or lease.pieces:
-                if lease.to_settle():
-                    found.append(lease)
-        return found
+        """Leases to settle now: those that have ended or were cut, and with `partial` whatever has something to tell.
 
-    def begin(self, leases: Iterable[hot.Lease], incarnation: str, *, switch: bool = True) -> list[Call]:
+        Without it, a lease with coroutines tells 50 ms after the first of them has ended.
+        """
+        hold = self._hold
+        found = {lease.row: lease for lease in (*hold.ended, *hold.cut)}
+        hold.ended.clear()
+        hold.cut.clear()
+        for lease in list(found.values()):
+            if not lease.claims:
+                del found[lease.row]
+                self.release(lease)
+        for lease in hold:
+            late = lease.first_done_ns and now_ns - lease.first_done_ns > PARTIAL_AFTER_NS
+            if (partial or late) and not lease.settling and lease.row not in found and lease.to_settle():
+                found[lease.row] = lease
+        return list(found.values())
+
+    def begin(self, leases: list[hot.Lease], incarnation: str, *, switch: bool = True) -> list[Call]:
         """Build the settle of these leases. With `switch` its outcomes stay in their half until `finish`."""
-        batch, changes = self._build(leases)
+        batch = self._build(leases)
         if not batch:
             return []
         calls = batch.calls(
             self._keys, incarnation, result_ttl_s=self._settings.result_ttl_s, dlq_max=self._settings.dlq_max
         )
-        rows = [change.lease.row for change in changes.values()]
-        half = self._slot.begin_settle(rows) if switch else None
-        self.unanswered = Unanswered(half, calls, changes)
+        half = self._slot.begin_settle([lease.row for lease in leases]) if switch else None
+        self.unanswered = Unanswered(half, calls)
         return [made.call for made in calls]
 
-    def sent(self, futures: Sequence[asyncio.Future[Any]]) -> None:
+    def sent(self, futures: Sequence[asyncio.Future[Any]], at_ns: int) -> None:
         """The replies to the calls that `begin` built."""
         if self.unanswered is not None:
             self.unanswered.futures = list(futures)
+            self.unanswered.sent_at = at_ns
 
     def finish(self) -> None:
         """Read the answers. Raises what a call raised: then nobody knows what was applied, and the worker takes itself over."""
@@ -116,20 +127,26 @@ class Settler:
         self.unanswered = None
         for made, reply in zip(pending.calls, replies, strict=True):
             marks: bytes = reply[1]
-            for lease, mark in zip(made.leases, marks, strict=True):
-                self._apply(lease, mark, pending.changes.get(lease))
+            whole: list[hot.Lease] = []
+            for name, ticket, mark in zip(made.leases, made.tickets, marks, strict=True):
+                if isinstance(ticket, hot.Lease) and mark == APPLIED:
+                    whole.append(ticket)
+                else:
+                    self._apply(name, mark, ticket)
+            self._close(whole)
         self._view.add("settles", len(pending.calls))
         if pending.half is not None:
             self._slot.end_settle(pending.half)
 
     def forget(self) -> None:
         """The replies are lost; what they would have told is read from Redis."""
-        pending, self.unanswered = self.unanswered, None
+        self.unanswered = None
         self._returned.clear()
         self._damaged.clear()
-        if pending is not None:
-            for change in pending.changes.values():
-                change.lease.settling = False
+        self._hold.ended.clear()
+        self._hold.cut.clear()
+        for lease in self._hold:
+            lease.settling = False
 
     def drop(self, lease: hot.Lease) -> None:
         """Nothing of a lease is ours any more; its row is free once nothing of it runs."""
@@ -144,44 +161,32 @@ class Settler:
             self._hold.remove(lease)
             self._slot.close_row(lease.row)
 
-    def _build(self, leases: Iterable[hot.Lease]) -> tuple[settling.SettleBatch, dict[bytes, Change]]:
+    def _build(self, leases: list[hot.Lease]) -> settling.SettleBatch:
         batch = settling.SettleBatch()
-        changes: dict[bytes, Change] = {}
-        records: dict[int, dict[int, Record]] | None = None
-        for lease in leases:
-            header = lease.header
-            if lease.plain_done() and not (lease.attempts or header.crashes) and lease.claims == [(lease.base, lease.n)]:
-                value = b""
-                if lease.tracked:
-                    value = settling.snapshot_done(header, lease.frame, lease.started_ms, lease.finished_ms)
-                batch.add_done(lease.frame_id, header.lease, value)
-                changes[header.lease] = Change(lease, lease.claims[0], [])
-                lease.settling = True
-                continue
-            if records is None:
-                records = self._records()
-            self._add_claims(batch, changes, lease, records.get(lease.row, {}))
+        groups, others = hot.plain_done(leases)
+        for (second, char, value), done in groups.items():
+            bucket = (second, char) if value else None
+            batch.add_done(bucket, value, [lease.name for lease in done], done)
+        if others:
+            records = self._records()
+            for lease in others:
+                self._add_claims(batch, lease, records.get(lease.row, {}))
         for name, frame in self._returned:
             batch.add(settling.returned(name, frame))
         for name, frame in self._damaged:
             batch.add(settling.quarantined(name, frame))
         self._returned.clear()
         self._damaged.clear()
-        return batch, changes
+        return batch
 
-    def _add_claims(
-        self,
-        batch: settling.SettleBatch,
-        changes: dict[bytes, Change],
-        lease: hot.Lease,
-        records: dict[int, Record],
-    ) -> None:
+    def _add_claims(self, batch: settling.SettleBatch, lease: hot.Lease, records: dict[int, Record]) -> None:
         row = self._view.row(lease.row)
         row.records = records
+        header = lease.header
         for base, n in lease.claims:
             item = settling.claim(
                 lease.frame,
-                lease.header,
+                header,
                 row,
                 base,
                 n,
@@ -192,8 +197,7 @@ class Settler:
             kept = item.kept
             if kept == [(base, n)]:
                 continue  # nothing of it has ended
-            batch.add(item)
-            changes[item.lease] = Change(lease, (base, n), kept)
+            batch.add(item, Change(lease, (base, n), kept))
             lease.settling = True
         lease.first_done_ns = 0
         lease.pieces = ()
@@ -205,25 +209,36 @@ class Settler:
                 found.setdefault(row, {})[record.index] = record
         return found
 
-    def _apply(self, name: bytes, mark: int, change: Change | None) -> None:
-        hold = self._hold
-        if mark == ord("1"):
-            hold.expected += (len(change.kept) if change else 0) - 1
+    def _close(self, leases: list[hot.Lease]) -> None:
+        """These are settled whole."""
+        for lease in leases:
+            lease.claims = []
+            self._hold.remove(lease)
+        self._hold.expected -= len(leases)
+        self._slot.close_rows(leases)
+
+    def _apply(self, name: bytes, mark: int, ticket: object) -> None:
+        change = ticket
+        if isinstance(ticket, hot.Lease):
+            change = Change(ticket, ticket.claims[0], [])
+        applied = mark == APPLIED
+        if applied:
+            self._hold.expected += (len(change.kept) if isinstance(change, Change) else 0) - 1
+        elif mark == FENCED:
+            self._view.add("fenced")
         else:
-            self.trouble = True
-            if mark == ord("0"):
-                self._view.add("fenced")
-            else:
-                log.error("settle refused the parts of lease %s: a defect of the engine; it stays leased", name.decode())
-        if change is None:
+            log.error("settle refused the parts of lease %s: a defect of the engine; it stays leased", name.decode())
+        if not isinstance(change, Change):
             return
         lease = change.lease
+        self.trouble = self.trouble or not (applied or lease.lost)
         lease.settling = False
-        lease.claims = [claim for claim in lease.claims if claim != change.claim] + (change.kept if mark == ord("1") else [])
-        if mark == ord("1") and len(lease.claims) == 1:
+        lease.claims = [claim for claim in lease.claims if claim != change.claim] + (change.kept if applied else [])
+        if applied and len(lease.claims) == 1:
             self._slot.narrow_row(lease.row, *lease.claims[0])
         if not lease.claims:
-            hold.unready(lease)
-            if mark != ord("1"):
+            if not applied:
                 lease.lost = True
-        self.release(lease)
+                lease.skip_rest()
+                self._hold.unready(lease)
+            self.release(lease)
