@@ -1,26 +1,28 @@
 """Recovery: hash and board of a dead worker, by hand; one run; the whole state."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis
 
 from tests.support.fake_clock import FakeClock
 from tests.support.housework import Scene, Worker, cut, frame, frame_id
+from tests.support.redis_server import RedisServer
 from tqe import codec
 from tqe.board import layout
 from tqe.errors import RedisUnavailable
 from tqe.steward import recovery
 from tqe.steward.recovery import Recovered, Recovery, RecoveryReport
-from tqe.store import settling, working
+from tqe.store import working
 from tqe.store.settling import retry_rule
 
 
 @pytest.fixture
-def scene(redis_client: redis.Redis, fake_clock: FakeClock) -> Iterator[Scene]:
-    yield Scene(redis_client, fake_clock)
+def scene(redis_server: RedisServer, fake_clock: FakeClock) -> Iterator[Scene]:
+    with contextlib.closing(Scene(redis_server, fake_clock)) as made:
+        yield made
 
 
 def record(worker: Worker, row: int, index: int, status: int, **told: Any) -> None:
@@ -287,16 +289,17 @@ def test_what_settle_refuses_again_and_again_is_kept_in_quarantine(
     one = frame(1, 2)
     scene.hold(worker.incarnation, one)
     worker.dies()
-    build = settling.recover
+    run, refused = scene.context.door.run, []
 
-    def untiled(leases: Any, rows: Any, policy: Any) -> settling.SettleBatch:
-        batch = build(leases, rows, policy)
-        for item in batch._items:
-            item.parts.clear()
-        return batch
+    def refuses(call: Any) -> Any:
+        if call.script == "settle" and b"q" not in call.args:
+            refused.append(call)
+            return [0, b"b"]
+        return run(call)
 
-    monkeypatch.setattr(recovery.settling, "recover", untiled)
+    monkeypatch.setattr(scene.context.door, "run", refuses)
     recover(scene)
+    assert len(refused) == recovery.PASSES_MAX - 1
     assert_gone(scene, worker)
     assert scene.quarantine() == [one]
 

@@ -8,6 +8,7 @@ from typing import Any
 import redis
 
 from tests.support.fake_clock import FakeClock
+from tests.support.redis_server import RedisServer
 from tqe import codec
 from tqe.board import layout
 from tqe.board.board import Board, SlotView
@@ -15,7 +16,7 @@ from tqe.codec import hot
 from tqe.job import bucket_of
 from tqe.settings import Settings
 from tqe.steward.context import Context
-from tqe.store.call import SyncDoor
+from tqe.store.call import SyncDoor, connect
 from tqe.store.keys import Keys
 
 LEASE_MS = 15_000
@@ -84,8 +85,8 @@ class Worker:
 class Scene:
     """Everything a duty can see and change."""
 
-    def __init__(self, client: redis.Redis, clock: FakeClock, **settings: Any) -> None:
-        self.client = client
+    def __init__(self, server: RedisServer, clock: FakeClock, **settings: Any) -> None:
+        self.client: redis.Redis = connect(server.url)
         self.clock = clock
         self.keys = Keys()
         self.settings = Settings(lease_ms=LEASE_MS, **{"procs": 2, **settings})
@@ -94,7 +95,7 @@ class Scene:
         self.context = Context(
             self.settings,
             self.board,
-            SyncDoor(client),
+            SyncDoor(connect(server.url)),
             self.keys,
             "here",
             clock,
@@ -110,6 +111,10 @@ class Scene:
 
     def process_state(self, pid: int) -> str:
         return self.states.get(pid, "S")
+
+    def close(self) -> None:
+        self.client.close()
+        self.context.door.client.close()
 
     # -- seeding
 
