@@ -1,1 +1,1 @@
-"""Owns the chaos harness: journals, checker, audit, process control, proxy; none imports the engine."""
+"""Owns the chaos harness: journals, audit and checker that import nothing of the engine; processes; proxy."""

@@ -1,8 +1,8 @@
 """Owns the processes of a campaign: a real `tqe run`, who its children are, and what is done to them by pid.
 
-Roles are read from outside: children from /proc, the steward from the board's header page
-(docs/WIRE_FORMAT.md, section 6). Every deed goes to the fault timeline, with a stamp from before it and one
-from when its effect was seen; whoever is hit is named by pid.
+Roles are read from outside: children from /proc, who is the steward and which workers are ready from the
+board (docs/WIRE_FORMAT.md, section 6). Every deed goes to the fault timeline, with a stamp from before it
+and one from when its effect was seen; whoever is hit is named by pid.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import random
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,14 +20,12 @@ from typing import Any, Self
 
 from tests.chaos.journal import FaultLog, now_ns
 from tests.support.waiting import wait_until
+from tqe.board import layout
 
 ROOT = Path(__file__).resolve().parents[2]
 TQE = str(Path(sys.executable).with_name("tqe"))
 APP = "tests.chaos.app:app"
 JOURNAL_VARIABLE = "CHAOS_JOURNAL"
-_BOARD_MAGIC = b"TQEBOARD"
-_STEWARD_PID = struct.Struct("<Q")
-_STEWARD_PID_AT = 40
 
 
 # ---- any process
@@ -138,7 +135,7 @@ class TqeRun:
     def _started(self) -> bool:
         if not self.running:
             raise AssertionError(f"`tqe run` ended with {self.exit_code} at start:\n{self.text()[-4000:]}")
-        return self.steward() != 0 and len(self.workers()) >= self.procs
+        return self.steward() != 0 and len(self.ready()) >= self.procs
 
     @property
     def pid(self) -> int:
@@ -180,29 +177,44 @@ class TqeRun:
 
     def steward(self) -> int:
         """Its pid as the supervisor wrote it on the board; 0 while there is none."""
-        board = self._find_board()
-        if board is None:
-            return 0
-        try:
-            with board.open("rb") as file:
-                page = file.read(64)
-        except OSError:
-            return 0
-        pid = int(_STEWARD_PID.unpack_from(page, _STEWARD_PID_AT)[0])
+        pid = self._word(layout.H_STEWARD_PID)
         return pid if pid and alive(pid) else 0
-
-    def _find_board(self) -> Path | None:
-        if self._board is None:
-            with contextlib.suppress(OSError):
-                for fd in Path(f"/proc/{self.pid}/fd").iterdir():
-                    if "memfd:" in os.readlink(fd) and fd.read_bytes()[:8] == _BOARD_MAGIC:
-                        self._board = fd
-                        break
-        return self._board
 
     def workers(self) -> list[int]:
         steward = self.steward()
         return sorted(pid for pid in self.children() if pid != steward)
+
+    def ready(self) -> list[int]:
+        """Workers that have registered; the others die of a kill without having held anything."""
+        found = []
+        for number in range(self._word(layout.H_SLOTS)):
+            slot = layout.HEADER_BYTES + number * self._word(layout.H_SLOT_BYTES)
+            if self._word(slot + layout.C_READY) and self._word(slot + layout.C_STATE) == layout.LIVE:
+                found.append(self._word(slot + layout.C_PID))
+        return sorted(pid for pid in found if alive(pid))
+
+    def _word(self, at: int) -> int:
+        """A word of the board, 0 while there is none."""
+        board = self._find_board()
+        try:
+            if board is None:
+                return 0
+            with board.open("rb") as file:
+                file.seek(at)
+                return int.from_bytes(file.read(layout.WORD), "little")
+        except OSError:
+            return 0
+
+    def _find_board(self) -> Path | None:
+        if self._board is None:
+            magic = layout.MAGIC.to_bytes(layout.WORD, "little")
+            with contextlib.suppress(OSError):
+                for fd in Path(f"/proc/{self.pid}/fd").iterdir():
+                    if "memfd:" in os.readlink(fd):
+                        with fd.open("rb") as file:
+                            if file.read(layout.WORD) == magic:
+                                self._board = fd
+        return self._board
 
     def family(self) -> list[int]:
         return [self.pid, *self.children()]
@@ -210,8 +222,8 @@ class TqeRun:
     # ---- deeds
 
     def kill_worker(self, rng: random.Random) -> int:
-        """SIGKILL one of the workers; 0 when there is none at the moment."""
-        workers = self.workers()
+        """SIGKILL one of the ready workers; 0 when there is none at the moment."""
+        workers = self.ready()
         if not workers:
             return 0
         pid = rng.choice(workers)

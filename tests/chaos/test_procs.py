@@ -17,8 +17,11 @@ from tests.support.waiting import wait_until
 
 # A supervisor in miniature: a memfd that looks like a board, two workers and a steward that ignore SIGTERM.
 FAKE = """
-import ctypes, os, signal, struct, sys, time
+import ctypes, os, signal, sys, time
+from tqe.board import layout
 fd = os.memfd_create("tqe-board")
+def word(at, value):
+    os.pwrite(fd, value.to_bytes(8, "little"), at)
 def child():
     pid = os.fork()
     if pid == 0:
@@ -28,7 +31,15 @@ def child():
     return pid
 steward = child()
 workers = [child(), child()]
-os.write(fd, struct.pack("<8sQQQQQQQ", b"TQEBOARD", 1, 6, 0, os.getpid(), steward, 0, 0))
+for number, pid in enumerate(workers):
+    slot = layout.HEADER_BYTES + number * layout.CONTROL_BYTES
+    word(slot + layout.C_PID, pid)
+    word(slot + layout.C_STATE, layout.LIVE)
+    word(slot + layout.C_READY, 1)
+word(layout.H_SLOTS, 2)
+word(layout.H_SLOT_BYTES, layout.CONTROL_BYTES)
+word(layout.H_STEWARD_PID, steward)
+word(layout.H_MAGIC, layout.MAGIC)
 def stop(*_):
     for pid in [*workers, steward]:
         os.kill(pid, signal.SIGKILL)
