@@ -21,9 +21,11 @@ from tqe.board import layout
 from tqe.board.board import Board, SlotView
 from tqe.errors import AppImportError, SettingsError, TQEError
 from tqe.settings import Settings
+from tqe.steward import steward
 from tqe.supervisor import affinity, preload, process
 from tqe.supervisor.limits import Act, Limits
 from tqe.telemetry import logs, procfs
+from tqe.worker import loop
 
 _MS: Final = 1_000_000
 _S: Final = 1_000_000_000
@@ -132,14 +134,16 @@ def run(
     load_app: Callable[[str], Any],
     *,
     redis_url: str,
-    run_worker: RunWorker,
-    run_steward: RunSteward,
+    run_worker: RunWorker | None = None,
+    run_steward: RunSteward | None = None,
     tuning: Tuning | None = None,
 ) -> int:
     """Run workers until told to stop, and answer with the exit code. Raises AppImportError before any fork.
 
-    Nothing of Redis may be open in the calling process, and it should have no other threads.
+    Nothing of Redis may be open in the calling process, and it should have no other threads. `load_app` is
+    called here, or in each worker if the app is not imported before the fork.
     """
+    run_worker, run_steward = run_worker or work, run_steward or steward.run_steward
     board = Board(slots_of(settings.procs))
     board.set(layout.H_SUPERVISOR_PID, os.getpid())
     board.set(layout.H_LEASE_MS, settings.lease_ms)
@@ -158,6 +162,20 @@ def run(
     gc.collect()
     gc.freeze()  # the collector of a child would otherwise write to every page that it shares with us
     return supervisor.run()
+
+
+def work(app: Any, settings: Settings, board: Board, slot: SlotView, redis_url: str) -> int:
+    """A worker's life with the tasks and hooks of an app."""
+    return loop.run_worker(
+        app.registry,
+        settings,
+        board,
+        slot,
+        redis_url,
+        install_limit_signal=process.install_limit_signal,
+        on_start=app.run_start_hooks,
+        on_stop=app.run_stop_hooks,
+    )
 
 
 def slots_of(procs: int) -> int:
