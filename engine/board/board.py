@@ -1,4 +1,5 @@
-"""The shared board as the supervisor and the steward see it: slots, their words, and the rows of a worker that is dead."""
+"""The shared board as the supervisor and the steward see it: slots, their words, and the rows of a worker
+that is dead."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _RECORD: Final = struct.Struct(layout.RECORD_STRUCT)
 
 
 class Record(NamedTuple):
-    """Outcome of one job that is finished and not settled. Times in ms of Redis; `error` and `result` are JSON or empty."""
+    """Outcome of one job that is finished and not settled. Times in ms of Redis; `error` and `result` are
+    JSON or empty."""
 
     index: int
     status: int
@@ -45,7 +47,8 @@ class Row:
         return self.states[index - self.first]
 
     def contains(self, frame_id: bytes, base: int, n: int, run: int) -> bool:
-        """Whether a lease of Redis lies inside this row: same frame, same run, a part of the range (see WIRE_FORMAT 6)."""
+        """Whether a lease of Redis lies inside this row: same frame, same run, a part of the range (see
+        WIRE_FORMAT 6)."""
         return (
             self.frame_id == frame_id
             and self.run == run
@@ -61,7 +64,8 @@ def find_row(rows: list[Row], frame_id: bytes, base: int, n: int, run: int) -> R
 
 
 class SlotView:
-    """One slot, read and written word by word by the supervisor or the steward. Never used on a worker's hot path."""
+    """One slot, read and written word by word by the supervisor or the steward. Never used on a worker's hot
+    path."""
 
     def __init__(self, memory: memoryview, number: int) -> None:
         start = layout.slot_offset(number)
@@ -100,6 +104,10 @@ class SlotView:
         """Raise a counter (only its worker does)."""
         self._words[layout.C_COUNTERS // layout.WORD + layout.COUNTERS.index(counter)] += by
 
+    def put(self, counter: str, value: int) -> None:
+        """Store a counter (only its worker does)."""
+        self._words[layout.C_COUNTERS // layout.WORD + layout.COUNTERS.index(counter)] = value
+
     def tasks(self) -> Iterator[tuple[str, memoryview]]:
         """(name, words of its block) of each task that the worker has bound."""
         for k in range(layout.TASKS_MAX):
@@ -115,10 +123,15 @@ class SlotView:
     def task_name(self, number: int) -> str:
         """Name of a task by its number on this slot, '' if none."""
         start = layout.O_TASKS + number * layout.TASK_BYTES
-        return bytes(self._bytes[start : start + layout.TASK_NAME_BYTES]).rstrip(b"\0").decode("ascii", "replace")
+        return (
+            bytes(self._bytes[start : start + layout.TASK_NAME_BYTES])
+            .rstrip(b"\0")
+            .decode("ascii", "replace")
+        )
 
     def rows(self, *, records: bool = True) -> list[Row]:
-        """Every live row, with its records. Exact for a dead worker: all its stores are visible, in program order."""
+        """Every live row, with its records. Exact for a dead worker: all its stores are visible, in program
+        order."""
         found: list[Row] = []
         for number in range(layout.ROWS):
             start = layout.O_ROWS + number * layout.ROW_BYTES
@@ -156,12 +169,13 @@ class SlotView:
         )
 
     def records(self, half: int) -> Iterator[tuple[int, Record]]:
-        """(row number, record) of one outcome half, in the order in which they were written; ends at the first unwritten one."""
+        """(row number, record) of one outcome half, in the order in which they were written; ends at the
+        first unwritten one."""
         at = layout.O_HALVES + half * layout.HALF_BYTES
         end = at + layout.HALF_BYTES - layout.RECORD_HEADER_BYTES
         while at <= end:
-            (length, row, index, status, _, delay_ms, started_ms, finished_ms, error_n, result_n) = _RECORD.unpack_from(
-                self._bytes, at
+            (length, row, index, status, _, delay_ms, started_ms, finished_ms, error_n, result_n) = (
+                _RECORD.unpack_from(self._bytes, at)
             )
             if not length:
                 return
@@ -191,7 +205,8 @@ class SlotView:
 class Board:
     """The whole mapping. The supervisor creates it before it forks; children find it at the same address.
 
-    A memfd, never a file in a folder: it vanishes with its last process, and what a lost host held comes back by its leases.
+    A memfd, never a file in a folder: it vanishes with its last process, and what a lost host held comes back
+    by its leases.
     """
 
     def __init__(self, slots: int) -> None:
@@ -225,9 +240,12 @@ class Board:
         return bytes(self.memory[start : start + 26]).rstrip(b"\0").decode("ascii", "replace")
 
     def set_recovery_id(self, slot: int, incarnation: str) -> None:
-        """Name the recovery incarnation before it is sent, so that the next steward can take it over ('' when done)."""
+        """Name the recovery incarnation before it is sent, so that the next steward can take it over ('' when
+        done)."""
         start = layout.H_RECOVERY + slot * layout.RECOVERY_BYTES
-        self.memory[start : start + layout.RECOVERY_BYTES] = incarnation.encode("ascii").ljust(layout.RECOVERY_BYTES, b"\0")
+        self.memory[start : start + layout.RECOVERY_BYTES] = incarnation.encode("ascii").ljust(
+            layout.RECOVERY_BYTES, b"\0"
+        )
 
     def free_slot(self) -> SlotView | None:
         """A slot that no life uses, or None: then nothing may be forked."""

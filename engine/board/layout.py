@@ -1,7 +1,8 @@
 """Every offset and size of the shared board, in one place.
 
-The compiled code and its twin are handed these numbers; nobody else computes an address. See docs/WIRE_FORMAT.md, section 6.
-All words are 64-bit, little endian, 8-byte aligned, so that a store is one atomic write.
+The compiled code and its twin are handed these numbers; nobody else computes an address. See
+docs/WIRE_FORMAT.md, section 6. All words are 64-bit, little endian, 8-byte aligned, so that a store is one
+atomic write.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ H_STEWARD_PID: Final = 40
 H_STEWARD_BEAT: Final = 48  # ns, CLOCK_BOOTTIME
 H_STEWARD_STOP: Final = 56
 H_LEASE_MS: Final = 64
-H_BURST_DONE: Final = 72  # 1 once the steward has found that no job is left (burst mode); the supervisor then drains
+# 1 once the steward has found that no job is left (burst mode); the supervisor then drains.
+H_BURST_DONE: Final = 72
 H_RECOVERY: Final = 1024  # 32 bytes a slot: the recovery id that the steward uses for this slot's leases
 
 RECOVERY_BYTES: Final = 32
@@ -67,7 +69,8 @@ C_HELPER: Final = 248  # job on the helper thread: row + 1 << 32 | index, 0 = no
 C_COUNTERS: Final = 256  # COUNTER_* words
 C_INCARNATION: Final = 1024  # 26 bytes in 32
 C_NEXT_INCARNATION: Final = 1056  # set while a takeover is under way
-C_CANCEL_ID: Final = 1088  # frame id (26 bytes in 32) of the job in C_CANCEL_ROW: a row is used again, so compare before acting
+# Frame id (26 bytes in 32) of the job in C_CANCEL_ROW: a row is used again, so compare before acting.
+C_CANCEL_ID: Final = 1088
 
 COUNTERS: Final = (
     "completed",
@@ -131,7 +134,8 @@ HALVES: Final = 2
 HALF_BYTES: Final = 524_288
 RECORD_HEADER_BYTES: Final = 40
 ROOM_BYTES: Final = 81_920  # that must be left before a job may start: its result, its error, the header
-# record: u32 length, u32 row, u16 index, u8 status, u8 flags, u32 delay_ms, u64 started_ms, u64 finished_ms, u32 error, u32 result
+# record: u32 length, u32 row, u16 index, u8 status, u8 flags, u32 delay_ms, u64 started_ms, u64 finished_ms,
+# u32 error, u32 result
 RECORD_STRUCT: Final = "<IIHBBIQQII"
 OUT_DONE, OUT_RETRY, OUT_DEAD, OUT_CANCELLED, OUT_EXPIRED, OUT_UNKNOWN, OUT_RETURNED = 1, 2, 3, 4, 5, 6, 7
 

@@ -1,7 +1,9 @@
-"""The hot path's parts: the worker's slot of the board, its tasks, its leases, its runner. Compiled, else the plain-Python twin.
+"""The hot path's parts: the worker's slot of the board, its tasks, its leases, its runner. Compiled, else the
+plain-Python twin.
 
-They write the same board. The twin's stores are not ordered against a kill as the compiled ones are, so that after a crash of a
-worker that ran on it the steward may run finished jobs again: it serves where no compiler was, not for speed or exactness.
+They write the same board. The twin's stores are not ordered against a kill as the compiled ones are, so that
+after a crash of a worker that ran on it the steward may run finished jobs again: it serves where no compiler
+was, not for speed or exactness.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,8 @@
-"""The one builder of `settle` messages: from a leased frame and its row of the board to the script's arguments.
+"""The one builder of `settle` messages: from a leased frame and its row of the board to the script's
+arguments.
 
-It has two callers: the worker, for what it has finished, and the steward, on behalf of a worker that is dead. So a result that
-was recorded and not yet sent is settled by whoever is left, in the same words.
+It has two callers: the worker, for what it has finished, and the steward, on behalf of a worker that is dead.
+So a result that was recorded and not yet sent is settled by whoever is left, in the same words.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ _RECORD_STATE: Final = {
 
 
 class Part(NamedTuple):
-    """A frame that goes on living: kept, returned, delayed, dead or quarantined. `argument` as the script wants it."""
+    """A frame that goes on living: kept, returned, delayed, dead or quarantined. `argument` as the script
+    wants it."""
 
     kind: bytes
     argument: bytes
@@ -62,9 +64,7 @@ class Item:
     @property
     def kept(self) -> list[tuple[int, int]]:
         """(base, n) of the leases that this item leaves in the worker's hands."""
-        return [
-            (part.frame_base, part.frame_n) for part in map(_Span.of, self.parts) if part.kind == KEPT
-        ]
+        return [(part.frame_base, part.frame_n) for part in map(_Span.of, self.parts) if part.kind == KEPT]
 
 
 class _Span(NamedTuple):
@@ -81,8 +81,9 @@ class _Span(NamedTuple):
 class CrashPolicy:
     """How the steward reads the board of a worker that is dead.
 
-    `current` is the job whose step stood on the board, (row number, index); `blame` is False when nobody may be charged for the
-    death (a drain that was cut short). `hard_limit` says that the supervisor killed exactly that job for its time limit.
+    `current` is the job whose step stood on the board, (row number, index); `blame` is False when nobody may
+    be charged for the death (a drain that was cut short). `hard_limit` says that the supervisor killed
+    exactly that job for its time limit.
     """
 
     reason: str  # "crash:SIGKILL", "crash:exit 3"
@@ -108,7 +109,8 @@ def lease_name(frame_id: bytes, base: int, n: int, run: int) -> bytes:
 def backoff_ms(attempt: int, base_ms: int, cap_ms: int) -> int:
     """Delay before the next try after `attempt` failures (1 for the first): half fixed, half random.
 
-    Full jitter has a minimum of 0, which hammers what has just failed; without jitter, what failed together returns together.
+    Full jitter has a minimum of 0, which hammers what has just failed; without jitter, what failed together
+    returns together.
     """
     whole = min(cap_ms, base_ms * (1 << min(attempt - 1, 40)))
     return whole // 2 + random.randint(0, whole - whole // 2)
@@ -125,10 +127,14 @@ class SettleBatch:
     def __bool__(self) -> bool:
         return self.leases > 0
 
-    def add_done(self, bucket: tuple[int, str] | None, value: bytes, leases: list[bytes], tickets: Sequence[object]) -> None:
-        """Whole, uncut leases of one bucket whose jobs all completed with nothing to tell; `value` is their snapshot.
+    def add_done(
+        self, bucket: tuple[int, str] | None, value: bytes, leases: list[bytes], tickets: Sequence[object]
+    ) -> None:
+        """Whole, uncut leases of one bucket whose jobs all completed with nothing to tell; `value` is their
+        snapshot.
 
-        Untracked ones have no bucket and an empty value. Each lease has a ticket: what the caller wants back with its mark.
+        Untracked ones have no bucket and an empty value. Each lease has a ticket: what the caller wants back
+        with its mark.
         """
         self._done.append((bucket, value, leases, tickets))
         self.leases += len(leases)
@@ -138,8 +144,11 @@ class SettleBatch:
         self._items.append((item, ticket))
         self.leases += 1
 
-    def calls(self, keys: Keys, incarnation: str, *, result_ttl_s: int, dlq_max: int, recovered: bool = False) -> list[SettleCall]:
-        """The calls to make, in order, each with the names of its leases in the order of the reply's marks."""
+    def calls(
+        self, keys: Keys, incarnation: str, *, result_ttl_s: int, dlq_max: int, recovered: bool = False
+    ) -> list[SettleCall]:
+        """The calls to make, in order, each with the names of its leases in the order of the reply's
+        marks."""
         made: list[SettleCall] = []
         call = _Writer()
         for bucket, value, leases, tickets in self._done:
@@ -188,7 +197,9 @@ class _Writer:
             or len(self._lanes | dict.fromkeys(part.lane for part in item.parts)) > formats.LANES_MAX
         )
 
-    def done(self, bucket: tuple[int, str] | None, value: bytes, leases: list[bytes], tickets: Sequence[object]) -> None:
+    def done(
+        self, bucket: tuple[int, str] | None, value: bytes, leases: list[bytes], tickets: Sequence[object]
+    ) -> None:
         self._args += ["C", self._bucket(bucket), value, len(leases), *leases]
         self.leases += leases
         self._tickets += tickets
@@ -216,7 +227,9 @@ class _Writer:
     def _bucket(self, bucket: tuple[int, str] | None) -> int:
         return 0 if bucket is None else self._buckets.setdefault(bucket, len(self._buckets) + 1)
 
-    def finish(self, keys: Keys, incarnation: str, result_ttl_s: int, dlq_max: int, recovered: bool) -> SettleCall:
+    def finish(
+        self, keys: Keys, incarnation: str, result_ttl_s: int, dlq_max: int, recovered: bool
+    ) -> SettleCall:
         names = [
             keys.void, keys.processing(incarnation), keys.stats, keys.depth, keys.delayed, keys.dlq,
             keys.dlq_meta, keys.dlq_index, keys.quarantine, keys.closed, keys.waiting,
@@ -225,7 +238,8 @@ class _Writer:
             names += [keys.sorted(lane), keys.wake(lane)]
         names += [keys.bucket(second, char) for second, char in self._buckets]
         head: list[bytes | str | int] = [
-            len(self._lanes), len(self._buckets), result_ttl_s, OPEN_TTL_S, dlq_max, keys.done_prefix, int(recovered),
+            len(self._lanes), len(self._buckets), result_ttl_s, OPEN_TTL_S, dlq_max, keys.done_prefix,
+            int(recovered),
         ]  # fmt: skip
         call = Call("settle", tuple(names), (*head, *self._lanes, *self._args))
         return SettleCall(call, self.leases, self._tickets)
@@ -245,8 +259,9 @@ def claim(
 ) -> Item:
     """What becomes of one lease, `base` and `n` of it, read from its row of the board.
 
-    Without `crash` the worker speaks for itself: what is not ended is kept. With it the steward speaks for a dead worker: the
-    job that ran is charged, all else that did not end goes back. `pieces` says how to cut what was given back.
+    Without `crash` the worker speaks for itself: what is not ended is kept. With it the steward speaks for a
+    dead worker: the job that ran is charged, all else that did not end goes back. `pieces` says how to cut
+    what was given back.
     """
     lease = lease_name(header.frame_id, base, n, header.run)
     item = Item(lease, header.frame_id, bool(header.flags & 1), started_ms, finished_ms)
@@ -264,9 +279,12 @@ def claim(
 
 
 class _Claim:
-    """One lease on its way into an Item. Kinds: C X E terminal, r returned, k kept, 1 a job that leaves alone."""
+    """One lease on its way into an Item. Kinds: C X E terminal, r returned, k kept, 1 a job that leaves
+    alone."""
 
-    def __init__(self, frame: bytes, header: codec.Header, row: Row | None, item: Item, crash: CrashPolicy | None) -> None:
+    def __init__(
+        self, frame: bytes, header: codec.Header, row: Row | None, item: Item, crash: CrashPolicy | None
+    ) -> None:
         self.frame = frame
         self.header = header
         self.row = row
@@ -285,7 +303,8 @@ class _Claim:
             record = row.records.get(index)
             if record is not None:
                 return _RECORD_STATE.get(record.status, "1").encode()
-            # The state byte follows its record, so this cannot be; if it is, run the job again rather than lose it.
+            # The state byte follows its record, so this cannot be; if it is, run the job again rather than
+            # lose it.
             return RETURNED if self.crash else KEPT
         if state == layout.JOB_RETURNED:
             return RETURNED
@@ -320,14 +339,17 @@ class _Claim:
         self.item.parts += [Part(RETURNED, b"", frame, self.header.lane) for frame in frames]
 
     def tell(self, index: int) -> None:
-        """The field of a job that ended and has something to say: a result, an error, or more than one attempt."""
+        """The field of a job that ended and has something to say: a result, an error, or more than one
+        attempt."""
         if not self.item.tracked:
             return
         record = self.row.records.get(index) if self.row is not None else None
         if record is not None:
             self.item.fields.append((index, _field(self.header, record, self.header.attempts + 1)))
         elif self.header.attempts or self.header.crashes:
-            self.item.fields.append((index, msgspec.json.encode(_counts(self.header, self.header.attempts + 1))))
+            self.item.fields.append(
+                (index, msgspec.json.encode(_counts(self.header, self.header.attempts + 1)))
+            )
 
     def alone(self, index: int) -> None:
         """A job that leaves its frame: failed, dead, redelivered, or started when its worker died."""
@@ -342,15 +364,21 @@ class _Claim:
             self.leave(index, RETRY, str(record.delay_ms).encode(), frame, _field(header, record, attempts))
         elif record.status == layout.OUT_UNKNOWN:
             frame = codec.single(self.frame, index, unknowns=header.unknowns + 1, run=header.run + 1)
-            self.leave(index, UNKNOWN, str(record.delay_ms).encode(), frame, _field(header, record, header.attempts))
+            self.leave(
+                index, UNKNOWN, str(record.delay_ms).encode(), frame, _field(header, record, header.attempts)
+            )
         elif record.status == layout.OUT_RETURNED:
             self.leave(index, RETURNED, b"", codec.single(self.frame, index, run=header.run + 1), b"")
         else:
             self.dead(index, record.error, record.finished_ms, header.attempts + 1, header.crashes, record)
 
-    def dead(self, index: int, error: bytes, at_ms: int, attempts: int, crashes: int, record: Record | None = None) -> None:
+    def dead(
+        self, index: int, error: bytes, at_ms: int, attempts: int, crashes: int, record: Record | None = None
+    ) -> None:
         header = self.header
-        frame = codec.single(self.frame, index, attempts=min(attempts, 9999), crashes=min(crashes, 999), run=header.run + 1)
+        frame = codec.single(
+            self.frame, index, attempts=min(attempts, 9999), crashes=min(crashes, 999), run=header.run + 1
+        )
         kind = codec.walk(frame)[0][1].decode("ascii", "replace")
         reason = msgspec.json.decode(error).get("reason", "failed") if error else "failed"
         meta = {
@@ -362,11 +390,16 @@ class _Claim:
             "crashes": crashes,
             "died_at": at_ms,
         }
-        body = _field(header, record, attempts) if record is not None else _error_field(error, attempts, crashes, at_ms)
+        body = (
+            _field(header, record, attempts)
+            if record is not None
+            else _error_field(error, attempts, crashes, at_ms)
+        )
         self.leave(index, DEAD, msgspec.json.encode(meta), frame, body)
 
     def crashed(self, index: int) -> None:
-        """The job had started and not returned when its worker died: it runs again, and if it was the one on the board, charged."""
+        """The job had started and not returned when its worker died: it runs again, and if it was the one on
+        the board, charged."""
         crash, header = self.crash, self.header
         if crash is None:
             raise AssertionError("a worker keeps what it has started")
@@ -377,7 +410,9 @@ class _Claim:
             self.over_hard_limit(index, crash)
             return
         crashes = header.crashes + 1
-        error = msgspec.json.encode({"reason": crash.reason, "message": f"the worker died while it ran this job ({crash.reason})"})
+        error = msgspec.json.encode(
+            {"reason": crash.reason, "message": f"the worker died while it ran this job ({crash.reason})"}
+        )
         if crashes >= crash.crashes_max:
             self.dead(index, error, crash.now_ms, header.attempts, crashes)
             return
@@ -392,7 +427,9 @@ class _Claim:
         most = _own_retries(self.frame, header, index)
         if most is None:
             most = crash.retries & 0xFFF
-        error = msgspec.json.encode({"reason": "hard_limit", "message": "killed: it ran past its hard time limit"})
+        error = msgspec.json.encode(
+            {"reason": "hard_limit", "message": "killed: it ran past its hard time limit"}
+        )
         if attempts > most:
             self.dead(index, error, crash.now_ms, attempts, header.crashes)
             return
@@ -409,8 +446,8 @@ class _Claim:
 def recover(leases: Iterable[tuple[bytes, bytes]], rows: list[Row], crash: CrashPolicy) -> SettleBatch:
     """Settle what a dead worker left: its hash says what is leased, its board what is finished.
 
-    They meet by containment, since a cut may have been applied whose reply nobody read. A lease without a row was never seen by
-    the worker and goes back uncharged; a frame that fails its check goes to quarantine.
+    They meet by containment, since a cut may have been applied whose reply nobody read. A lease without a row
+    was never seen by the worker and goes back uncharged; a frame that fails its check goes to quarantine.
     """
     batch = SettleBatch()
     for lease, frame in leases:
@@ -423,7 +460,16 @@ def recover(leases: Iterable[tuple[bytes, bytes]], rows: list[Row], crash: Crash
             continue
         row = find_row(rows, header.frame_id, header.base, header.n, header.run)
         batch.add(
-            claim(frame, header, row, header.base, header.n, crash=crash, started_ms=crash.now_ms, finished_ms=crash.now_ms)
+            claim(
+                frame,
+                header,
+                row,
+                header.base,
+                header.n,
+                crash=crash,
+                started_ms=crash.now_ms,
+                finished_ms=crash.now_ms,
+            )
         )
     return batch
 
@@ -476,7 +522,11 @@ def _field(header: codec.Header, record: Record, attempts: int) -> bytes:
 
 
 def _error_field(error: bytes, attempts: int, crashes: int, at_ms: int) -> bytes:
-    told: dict[str, object] = {"attempts": attempts, "crashes": crashes, "error": msgspec.Raw(error or b"null")}
+    told: dict[str, object] = {
+        "attempts": attempts,
+        "crashes": crashes,
+        "error": msgspec.Raw(error or b"null"),
+    }
     if at_ms:
         told["finished_at"] = at_ms
     return msgspec.json.encode(told)

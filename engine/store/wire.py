@@ -1,8 +1,10 @@
-"""A worker's own connection to Redis: many requests in one write, replies in order, one deadline for all of them.
+"""A worker's own connection to Redis: many requests in one write, replies in order, one deadline for all of
+them.
 
-redis-py's asyncio connection copies each frame twice, pauses the transport at 64 KiB and arms a timer for every read; here a
-reply goes from the socket into hiredis and from there to whoever waits. Requests are never repeated, except that a script that
-the server does not know is sent again with its text: a NOSCRIPT reply means that nothing was applied.
+redis-py's asyncio connection copies each frame twice, pauses the transport at 64 KiB and arms a timer for
+every read; here a reply goes from the socket into hiredis and from there to whoever waits. Requests are never
+repeated, except that a script that the server does not know is sent again with its text: a NOSCRIPT reply
+means that nothing was applied.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ Argument = bytes | str | int | float
 
 
 class Wire(asyncio.BufferedProtocol):
-    """One connection. Use `connect`; `call` and `command` give futures that end with the reply or an exception."""
+    """One connection. Use `connect`; `call` and `command` give futures that end with the reply or an
+    exception."""
 
     def __init__(self) -> None:
         self._buffer = bytearray(_BUFFER_BYTES)
@@ -48,7 +51,8 @@ class Wire(asyncio.BufferedProtocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # A peer that vanished without a word (no RST) is found even while a blocking pop waits for nothing.
+            # A peer that vanished without a word (no RST) is found even while a blocking pop waits for
+            # nothing.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_S)
@@ -90,12 +94,14 @@ class Wire(asyncio.BufferedProtocol):
         return future
 
     def check(self) -> None:
-        """Close the connection if a reply is overdue. The caller's tick calls this: one deadline, no timer a request."""
+        """Close the connection if a reply is overdue. The caller's tick calls this: one deadline, no timer a
+        request."""
         if self._waiting and clock.monotonic_ns() > self._waiting[0][2]:
             self.close(RedisUnavailable("Redis did not answer in time", applied=None))
 
     def close(self, error: Exception | None = None) -> None:
-        """Close; whoever still waits gets the error. What was sent may yet be executed: nobody may assume that it was not."""
+        """Close; whoever still waits gets the error. What was sent may yet be executed: nobody may assume
+        that it was not."""
         if self.closed:
             return
         self.closed = True

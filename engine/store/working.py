@@ -1,4 +1,5 @@
-"""The calls that a worker makes: fetch, takeover, leave, and the wait for wake tokens. Pure: it builds calls and reads replies."""
+"""The calls that a worker makes: fetch, takeover, leave, and the wait for wake tokens. Pure: it builds calls
+and reads replies."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Taken(NamedTuple):
 
 
 class Fetcher:
-    """Builds `fetch` calls; keys and lanes are the same for a whole incarnation, so they are put together once."""
+    """Builds `fetch` calls; keys and lanes are the same for a whole incarnation, so they are put together
+    once."""
 
     def __init__(self, keys: Keys, incarnation: str, lanes: Sequence[LaneRule], lease_ms: int) -> None:
         names = [
@@ -65,7 +67,8 @@ def read_fetch(reply: list[Any]) -> Fetched:
 
 
 def takeover(keys: Keys, old: str, new: str, lease_ms: int, guard: str = "") -> Call:
-    """Move all leases of `old` ('' = none) to `new`. With `guard`, the lease end that was seen, it is a reap."""
+    """Move all leases of `old` ('' = none) to `new`. With `guard`, the lease end that was seen, it is a
+    reap."""
     names = (keys.void, keys.incarnations, keys.processing(old or new + "-none"), keys.processing(new))
     return Call("takeover", names, (old, new, lease_ms, guard))
 

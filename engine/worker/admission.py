@@ -1,7 +1,8 @@
 """How much of what was fetched a worker keeps, and how the rest is cut: by predicted time, never by count.
 
-A worker that keeps a quantum (5 ms) of predicted work holds thousands of no-op jobs and one long job: no short job waits behind
-a long one in a private buffer. What is not kept goes back at once, cut into pieces that other workers can take.
+A worker that keeps a quantum (5 ms) of predicted work holds thousands of no-op jobs and one long job: no
+short job waits behind a long one in a private buffer. What is not kept goes back at once, cut into pieces
+that other workers can take.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ UNMEASURED_PIECES: Final = 8
 
 
 class Measured(Protocol):
-    """What admission reads of a task: its running mean (< 0: never measured) and how many jobs stand behind it."""
+    """What admission reads of a task: its running mean (< 0: never measured) and how many jobs stand behind
+    it."""
 
     mean_ns: float
     seen: int
@@ -26,7 +28,8 @@ class Measured(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Of a frame's jobs ahead: how many to keep, their predicted time, and the sizes of the pieces that go back, in order."""
+    """Of a frame's jobs ahead: how many to keep, their predicted time, and the sizes of the pieces that go
+    back, in order."""
 
     jobs: int
     predicted_ns: float
@@ -34,17 +37,20 @@ class Kept:
 
 
 class Admission:
-    """Decides for one worker. `free_slots` limits coroutines, `quantum_ns` the predicted time of synchronous work."""
+    """Decides for one worker. `free_slots` limits coroutines, `quantum_ns` the predicted time of synchronous
+    work."""
 
     def __init__(self, tasks: Mapping[bytes, Measured], *, quantum_ns: int) -> None:
         self._tasks = tasks
         self._quantum_ns = quantum_ns
 
-    def keep(self, ahead: Sequence[tuple[bytes, int]], *, held_ns: float, free_slots: int, must: bool) -> Kept:
+    def keep(
+        self, ahead: Sequence[tuple[bytes, int]], *, held_ns: float, free_slots: int, must: bool
+    ) -> Kept:
         """What to keep of a frame whose jobs ahead are runs of (type, jobs).
 
-        `held_ns` is the predicted time of what the worker holds already; `must` says that it holds nothing, and so has to keep
-        at least one job, however long.
+        `held_ns` is the predicted time of what the worker holds already; `must` says that it holds nothing,
+        and so has to keep at least one job, however long.
         """
         room = self._quantum_ns - held_ns
         kept = 0
@@ -69,7 +75,8 @@ class Admission:
         return Kept(kept, predicted, self._pieces(ahead, kept))
 
     def quick(self, jobs: int, held_ns: float) -> float | None:
-        """Predicted ns a job if so many jobs of any type are sure to fit, else None: no walk through frames of no-op jobs."""
+        """Predicted ns a job if so many jobs of any type are sure to fit, else None: no walk through frames
+        of no-op jobs."""
         slowest = 0.0
         for task in self._tasks.values():
             if task.is_async or task.seen < RAMP[-1][0]:
@@ -84,7 +91,8 @@ class Admission:
         return 1 << 30
 
     def _pieces(self, ahead: Iterable[tuple[bytes, int]], skip: int) -> tuple[int, ...]:
-        """Up to 32 pieces of equal predicted work, each at least a quantum: a job's bytes are rewritten a few times, not often."""
+        """Up to 32 pieces of equal predicted work, each at least a quantum: a job's bytes are rewritten a few
+        times, not often."""
         rest: list[tuple[float, int]] = []
         for key, jobs in ahead:
             gone = min(skip, jobs)

@@ -42,19 +42,31 @@ class Outcome:
 class Failures:
     """Judges failures for one worker. It remembers which errors it has described in full a moment ago.
 
-    A traceback costs 300 µs, so ten thousand jobs that fail together would spend seconds on text that nobody reads: the last
-    attempt of a job gets one, and so does each place that raises, once a second.
+    A traceback costs 300 µs, so ten thousand jobs that fail together would spend seconds on text that nobody
+    reads: the last attempt of a job gets one, and so does each place that raises, once a second.
     """
 
-    def __init__(self, *, error_max_bytes: int, grace_ms: int, now_ms: Callable[[], int], known: tuple[str, ...]) -> None:
+    def __init__(
+        self, *, error_max_bytes: int, grace_ms: int, now_ms: Callable[[], int], known: tuple[str, ...]
+    ) -> None:
         self._error_max = error_max_bytes
         self._grace_ms = grace_ms
         self._now_ms = now_ms
         self._known = known
         self._described: dict[tuple[str, str, int], int] = {}
 
-    def judge(self, task: Task[..., Any], error: BaseException, *, attempts: int, unknowns: int, rule: RetryRule, in_arguments: bool) -> Outcome:
-        """Outcome of a job of this task that raised `error`; `attempts` failed before, `unknowns` were uncharged."""
+    def judge(
+        self,
+        task: Task[..., Any],
+        error: BaseException,
+        *,
+        attempts: int,
+        unknowns: int,
+        rule: RetryRule,
+        in_arguments: bool,
+    ) -> Outcome:
+        """Outcome of a job of this task that raised `error`; `attempts` failed before, `unknowns` were
+        uncharged."""
         if in_arguments:
             return self._arguments(task, error, unknowns)
         if isinstance(error, errors.JobCancelled):
@@ -73,9 +85,12 @@ class Failures:
         return Outcome(layout.OUT_RETRY, self._tell(reason, error, short=self._seen(error)), delay)
 
     def unknown_type(self, name: str, unknowns: int) -> Outcome:
-        """A type that this worker does not know: a newer one may, so it is redelivered for the grace of a deploy."""
+        """A type that this worker does not know: a newer one may, so it is redelivered for the grace of a
+        deploy."""
         known = ", ".join(sorted(self._known)[:50]) or "none"
-        return self._redeliver("unknown_type", f"no task {name!r} is registered here; this worker knows: {known}", unknowns)
+        return self._redeliver(
+            "unknown_type", f"no task {name!r} is registered here; this worker knows: {known}", unknowns
+        )
 
     def plain(self, status: int, reason: str, message: str) -> Outcome:
         """An outcome that no exception stands behind."""

@@ -1,4 +1,5 @@
-"""Decides when a worker fetches and how much, and turns fetched frames into leases, giving back what it will not run soon."""
+"""Decides when a worker fetches and how much, and turns fetched frames into leases, giving back what it will
+not run soon."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tqe import clock, codec, formats
+from tqe import clock, formats
 from tqe.board.board import SlotView
 from tqe.codec import hot
 from tqe.errors import FrameError
@@ -31,7 +32,14 @@ class Fetcher:
     """One worker's fetcher. At most one fetch is unanswered."""
 
     def __init__(
-        self, settings: Settings, keys: Keys, slot: hot.Slot, view: SlotView, hold: Hold, runner: JobRunner, settler: Settler
+        self,
+        settings: Settings,
+        keys: Keys,
+        slot: hot.Slot,
+        view: SlotView,
+        hold: Hold,
+        runner: JobRunner,
+        settler: Settler,
     ) -> None:
         self._settings = settings
         self._keys = keys
@@ -59,7 +67,8 @@ class Fetcher:
         self.trouble = False
 
     def wants(self) -> bool:
-        """Whether to fetch now: less than a quantum is at hand, something could start, and Redis may have something."""
+        """Whether to fetch now: less than a quantum is at hand, something could start, and Redis may have
+        something."""
         hold = self._hold
         return (
             self._unanswered is None
@@ -83,7 +92,7 @@ class Fetcher:
             jobs = max(1, min(JOBS_MAX, int(self._settings.quantum_us * 1000 / fastest)))
         if self._runner.active:
             jobs = min(jobs, self._runner.free_slots)
-        free_rows, free_blocks = self._slot.free_rows()
+        free_rows, _ = self._slot.free_rows()
         return self._calls.call(
             jobs_max=jobs,
             bytes_max=formats.FETCH_BYTES_MAX,
@@ -104,7 +113,8 @@ class Fetcher:
         return self._unanswered
 
     def finish(self) -> int:
-        """Read the reply and take in what it brought. Returns when it was sent, or raises what the call raised."""
+        """Read the reply and take in what it brought. Returns when it was sent, or raises what the call
+        raised."""
         future, self._unanswered = self._unanswered, None
         if future is None:
             raise RuntimeError("no fetch is under way")
@@ -118,7 +128,9 @@ class Fetcher:
         self.take_in(fetched.frames, cancels=fetched.cancels, now_us=fetched.now_us)
         return self.sent_at
 
-    def take_in(self, frames: list[bytes], *, cancels: dict[int, set[int]] | None = None, now_us: int = 0) -> None:
+    def take_in(
+        self, frames: list[bytes], *, cancels: dict[int, set[int]] | None = None, now_us: int = 0
+    ) -> None:
         """Make leases of frames that Redis says are ours; what will not run soon is marked to go back."""
         leases, jobs, odd = hot.admit(frames, self._slot, self._rank, len(self._rank))
         self._view.add("fetched", jobs)
@@ -175,15 +187,19 @@ class Fetcher:
         self._view.add("returned", lease.n - kept.jobs)
 
     def _audit(self, hlen: int) -> None:
-        """Compare what Redis holds for us with what we know: on one ordered connection the number is known at each reply.
+        """Compare what Redis holds for us with what we know: on one ordered connection the number is known at
+        each reply.
 
-        A late command of a dead connection, or a failover that undid a settle, leaves a lease in our hash that nobody would ever
-        run: it is ours, and we are alive, so no lease ends. Twice in a row is no accident: the worker takes itself over.
+        A late command of a dead connection, or a failover that undid a settle, leaves a lease in our hash
+        that nobody would ever run: it is ours, and we are alive, so no lease ends. Twice in a row is no
+        accident: the worker takes itself over.
         """
         if hlen == self._hold.expected:
             self._mismatches = 0
             return
         self._mismatches += 1
         if self._mismatches >= 2:
-            log.warning("Redis holds %d leases for this worker, not %d: taking over", hlen, self._hold.expected)
+            log.warning(
+                "Redis holds %d leases for this worker, not %d: taking over", hlen, self._hold.expected
+            )
             self.trouble = True

@@ -1,4 +1,5 @@
-"""What one worker holds: its leases, the order in which their jobs run, and how much predicted time that is."""
+"""What one worker holds: its leases, the order in which their jobs run, and how much predicted time that
+is."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ class Spot(NamedTuple):
 
 
 class Hold:
-    """Leases by row; those with jobs left to start by lane rank, in the order of their arrival; those that have ended."""
+    """Leases by row; those with jobs left to start by lane rank, in the order of their arrival; those that
+    have ended."""
 
     def __init__(self, ranks: int) -> None:
         self._by_row: dict[int, Lease] = {}
@@ -25,7 +27,8 @@ class Hold:
         self.cut: list[Lease] = []  # a part of them goes back
         self.held_ns = 0.0  # predicted time of what is not started
         self.bytes = 0
-        self.expected = 0  # leases that Redis should hold for this incarnation, as of the replies that were read
+        # Leases that Redis should hold for this incarnation, as of the replies that were read.
+        self.expected = 0
 
     def __len__(self) -> int:
         return len(self._by_row)

@@ -1,4 +1,5 @@
-"""One worker's life in Redis: its connection and its incarnation, and how it becomes a new one when a reply is lost."""
+"""One worker's life in Redis: its connection and its incarnation, and how it becomes a new one when a reply
+is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Stopped(Exception):
 
 
 class Link:
-    """The connection for scripts, the one that waits for wake tokens, and the incarnation that both speak for."""
+    """The connection for scripts, the one that waits for wake tokens, and the incarnation that both speak
+    for."""
 
     def __init__(self, settings: Settings, keys: Keys, view: SlotView, url: str) -> None:
         self._settings = settings
@@ -39,14 +41,16 @@ class Link:
         self._wire: wire.Wire | None = None
         self._waiter: wire.Wire | None = None
         self.incarnation = ""
-        self.until_ns = 0  # end of our lease, CLOCK_BOOTTIME, counted from before the last request that extended it
+        # End of our lease, CLOCK_BOOTTIME, counted from before the last request that extended it.
+        self.until_ns = 0
         self._timeout_ms = max(1_000, settings.lease_ms // 3)
 
     async def take_over(self) -> working.Taken:
         """Begin a new incarnation that holds what the old one held. Returns what that is, or raises Stopped.
 
-        What is still on the wire under the old name finds no hash. The same pair of names is repeated until it is answered, and
-        both stand on the board meanwhile, so that whoever has to recover us takes over both.
+        What is still on the wire under the old name finds no hash. The same pair of names is repeated until
+        it is answered, and both stand on the board meanwhile, so that whoever has to recover us takes over
+        both.
         """
         old, new = self.incarnation, IDS.frame_id().decode("ascii")
         self._view.set_text(layout.C_NEXT_INCARNATION, new)
@@ -60,7 +64,8 @@ class Link:
                 self._wire = await wire.connect(self._url, timeout_ms=self._timeout_ms)
                 sent_ns = clock.boottime_ns()
                 (answer,) = self._wire.call(
-                    [working.takeover(self._keys, old, new, self._settings.lease_ms)], timeout_ms=self._timeout_ms
+                    [working.takeover(self._keys, old, new, self._settings.lease_ms)],
+                    timeout_ms=self._timeout_ms,
                 )
                 taken = working.read_takeover(await self._answer(answer))
                 break
@@ -92,7 +97,8 @@ class Link:
         return self._wire.call(calls, timeout_ms=self._timeout_ms)
 
     async def leave(self) -> bool:
-        """End the incarnation, if it holds nothing. Best effort: if it fails, the steward or the lease ends it."""
+        """End the incarnation, if it holds nothing. Best effort: if it fails, the steward or the lease ends
+        it."""
         try:
             (answer,) = self.send([working.leave(self._keys, self.incarnation)])
             return bool(await answer)
@@ -110,7 +116,8 @@ class Link:
             return {}
 
     async def token(self) -> asyncio.Future[Any]:
-        """Begin to wait for a wake token on the second connection; the future ends after a second at the latest."""
+        """Begin to wait for a wake token on the second connection; the future ends after a second at the
+        latest."""
         if self._waiter is None or self._waiter.closed:
             self._waiter = await wire.connect(self._url, timeout_ms=self._timeout_ms)
         command = working.wait_command(self._keys, self._settings.lanes, WAKE_TIMEOUT_S)

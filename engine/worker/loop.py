@@ -45,12 +45,14 @@ def run_worker(
 ) -> int:
     """Be a worker until the board says stop. Returns the exit code.
 
-    `install_limit_signal(handler)` makes the supervisor's signal call `handler` on the main thread; handlers belong to the
-    supervisor's code. `on_start` and `on_stop` are the app's hooks.
+    `install_limit_signal(handler)` makes the supervisor's signal call `handler` on the main thread; handlers
+    belong to the supervisor's code. `on_start` and `on_stop` are the app's hooks.
     """
     registry.freeze()
     gc.enable()
-    return uvloop.run(_main(registry, settings, board, view, redis_url, install_limit_signal, on_start, on_stop))
+    return uvloop.run(
+        _main(registry, settings, board, view, redis_url, install_limit_signal, on_start, on_stop)
+    )
 
 
 async def _main(
@@ -79,7 +81,9 @@ async def _main(
 class Worker:
     """One worker: composes link, fetcher, runner and settler, and decides what is next."""
 
-    def __init__(self, registry: Registry, settings: Settings, board: Board, view: SlotView, redis_url: str) -> None:
+    def __init__(
+        self, registry: Registry, settings: Settings, board: Board, view: SlotView, redis_url: str
+    ) -> None:
         keys = Keys(settings.namespace)
         self._settings = settings
         self._view = view
@@ -107,7 +111,9 @@ class Worker:
                 await self._turn()
             await self._link.leave()
         except Stopped:
-            log.warning("stopped while Redis could not be reached; what was leased comes back when the lease ends")
+            log.warning(
+                "stopped while Redis could not be reached; what was leased comes back when the lease ends"
+            )
         finally:
             ticker.cancel()
             self._link.close()
@@ -142,9 +148,14 @@ class Worker:
             await asyncio.sleep(0)
 
     def _read(self) -> None:
-        """Read the replies that are there, in the order in which they were asked for: each audit counts on those before it."""
+        """Read the replies that are there, in the order in which they were asked for: each audit counts on
+        those before it."""
         settle = self._settler.unanswered
-        if settle is not None and settle.done and (not self._fetcher.answered or settle.sent_at <= self._fetcher.sent_at):
+        if (
+            settle is not None
+            and settle.done
+            and (not self._fetcher.answered or settle.sent_at <= self._fetcher.sent_at)
+        ):
             self._settler.finish()
         if self._fetcher.answered:
             self._link.extended(self._fetcher.finish())
@@ -165,6 +176,7 @@ class Worker:
         code = self.runner.run_slice(self._slice_ns)
         spent = clock.boottime_ns() - begun
         self._view.add("busy_ns", spent)
+        self._view.put("completed", self.runner.jobs_ended - self._view.counters()["failed"])
         self._hold.spent(self._hold.spot(set()), spent)
         return code
 
@@ -178,7 +190,8 @@ class Worker:
         calls = []
         if tell:
             if self._settler.unanswered is not None:
-                # One settle at a time: its outcomes occupy the other half. Its reply is nearly always here by now.
+                # One settle at a time: its outcomes occupy the other half. Its reply is nearly always here by
+                # now.
                 await self._answer()
             due = self._settler.due(now_ns, partial=force or self._draining)
             calls = self._settler.begin(due, self._link.incarnation)
@@ -199,7 +212,8 @@ class Worker:
             self._fetcher.sent(futures[-1], now_ns)
 
     def _to_tell(self, now_ns: int, *, fetch: bool, force: bool) -> bool:
-        """Whether to settle now: with each fetch, when nothing is left to run, when others wait for it, or after 50 ms."""
+        """Whether to settle now: with each fetch, when nothing is left to run, when others wait for it, or
+        after 50 ms."""
         hold = self._hold
         if self._settler.urgent or force or self._draining:
             return True
@@ -218,7 +232,8 @@ class Worker:
         self._read()
 
     async def _wait(self) -> None:
-        """Nothing can run now: wait for a reply, a token, the end of a coroutine, or the next look at the board."""
+        """Nothing can run now: wait for a reply, a token, the end of a coroutine, or the next look at the
+        board."""
         self._changed.clear()
         settle = self._settler.unanswered
         if self._fetcher.answered or (settle is not None and settle.done):
@@ -256,9 +271,7 @@ class Worker:
             expected = loop.time() + TICK_S
             await asyncio.sleep(TICK_S)
             lag_us = int(max(0.0, loop.time() - expected) * 1e6)
-            self._view.set(
-                layout.C_COUNTERS + layout.WORD * layout.COUNTERS.index("loop_lag_us"), lag_us
-            )
+            self._view.set(layout.C_COUNTERS + layout.WORD * layout.COUNTERS.index("loop_lag_us"), lag_us)
             self._link.check()
             self._recycle()
             self._changed.set()
@@ -280,7 +293,12 @@ class Worker:
                 self.runner.return_running()
 
     def _finished(self) -> bool:
-        return self._draining and not len(self._hold) and not self._settler.urgent and self._fetcher.unanswered is None
+        return (
+            self._draining
+            and not len(self._hold)
+            and not self._settler.urgent
+            and self._fetcher.unanswered is None
+        )
 
     def _recycle(self) -> None:
         settings = self._settings
@@ -297,15 +315,17 @@ class Worker:
     # -- becoming a new incarnation
 
     async def _lost(self, error: Exception | None) -> None:
-        log.warning("taking over: %s", error if error is not None else "the lease ended before it was renewed")
+        log.warning(
+            "taking over: %s", error if error is not None else "the lease ended before it was renewed"
+        )
         await self._take_over()
 
     async def _take_over(self) -> None:
         """Begin a new incarnation, and make what we hold equal to what Redis holds for it.
 
-        Whatever we sent and have no answer to is decided now: a lease that is still in the hash was not settled, one that is gone
-        was, or belongs to somebody else. What has ended is settled again under its exact lease name, so that the latter is
-        refused there and counted.
+        Whatever we sent and have no answer to is decided now: a lease that is still in the hash was not
+        settled, one that is gone was, or belongs to somebody else. What has ended is settled again under its
+        exact lease name, so that the latter is refused there and counted.
         """
         self._view.set(layout.C_PHASE, layout.PHASE_RESYNC)
         self.runner.hold_outcomes()

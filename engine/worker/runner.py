@@ -1,4 +1,5 @@
-"""Runs jobs: plain synchronous ones on the compiled path, the rest (coroutines, options, cancels, unknown types) one by one."""
+"""Runs jobs: plain synchronous ones on the compiled path, the rest (coroutines, options, cancels, unknown
+types) one by one."""
 
 from __future__ import annotations
 
@@ -64,7 +65,16 @@ class Running:
 class JobRunner:
     """One worker's runner. `changed()` is called whenever something ended outside of `run_slice`."""
 
-    def __init__(self, registry: Registry, settings: Settings, slot: hot.Slot, view: SlotView, hold: Hold, *, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        settings: Settings,
+        slot: hot.Slot,
+        view: SlotView,
+        hold: Hold,
+        *,
+        changed: Callable[[], None],
+    ) -> None:
         self._settings = settings
         self._slot = slot
         self._view = view
@@ -91,7 +101,8 @@ class JobRunner:
         self.active: set[Running] = set()
         self._helper: ThreadPoolExecutor | None = None
         self._helped: Running | None = None
-        self._late: list[Callable[[], None]] | None = None  # outcomes that wait while the worker takes itself over
+        # Outcomes that wait while the worker takes itself over.
+        self._late: list[Callable[[], None]] | None = None
         self.full = False  # the outcome half has no room: settle before anything else runs
         self.jobs_ended = 0
         current.set_inline(self._current)
@@ -141,7 +152,8 @@ class JobRunner:
         return hot.RUN_SPECIAL
 
     def hold_outcomes(self) -> None:
-        """From now on outcomes of running coroutines wait: the halves of the outcome area are being sorted out."""
+        """From now on outcomes of running coroutines wait: the halves of the outcome area are being sorted
+        out."""
         if self._late is None:
             self._late = []
 
@@ -176,8 +188,8 @@ class JobRunner:
     def interrupt(self) -> None:
         """The limit signal: raise in the job that the supervisor has condemned, and nowhere else.
 
-        A signal that becomes pending between two jobs is handled in the next one, before its first statement; so the step that
-        it was meant for is compared with the step that runs.
+        A signal that becomes pending between two jobs is handled in the next one, before its first statement;
+        so the step that it was meant for is compared with the step that runs.
         """
         step = self._view.get(layout.C_IN_USER)
         if not step or step != self._view.get(layout.C_CONDEMN_STEP):
@@ -232,16 +244,21 @@ class JobRunner:
     # -- one job that needs Python
 
     def _special(self, lease: hot.Lease) -> bool:
-        """Start, or end, the next job of a lease. False when it cannot start now: no free slot, or the helper is busy."""
+        """Start, or end, the next job of a lease. False when it cannot start now: no free slot, or the helper
+        is busy."""
         task = self.tasks.get(lease.next_type())
-        if task is not None and (not self.free_slots if task.is_async else bool(self.active) and self._helped is not None):
+        if task is not None and (
+            not self.free_slots if task.is_async else bool(self.active) and self._helped is not None
+        ):
             return False
         if self._slot.room() < layout.ROOM_BYTES:
             self.full = True
             return True
         index, key, stored, options, zstd = self.native.take(lease)
         if lease.cancels is not None and index in lease.cancels:
-            self._record(lease, index, self.failures.plain(layout.OUT_CANCELLED, "cancelled", "cancelled on request"))
+            self._record(
+                lease, index, self.failures.plain(layout.OUT_CANCELLED, "cancelled", "cancelled on request")
+            )
             self._view.add("cancelled")
         elif task is None:
             outcome = self.failures.unknown_type(key.decode("ascii", "replace"), lease.header.unknowns)
@@ -251,10 +268,16 @@ class JobRunner:
             self._start(lease, index, task, stored, options, zstd)
         return True
 
-    def _start(self, lease: hot.Lease, index: int, task: Task[..., Any], stored: bytes, options: bytes, zstd: bool) -> None:
+    def _start(
+        self, lease: hot.Lease, index: int, task: Task[..., Any], stored: bytes, options: bytes, zstd: bool
+    ) -> None:
         limits = self._limits_of(lease, task, options)
         if limits.expires_ms and self.native.now_ms() >= limits.expires_ms:
-            self._record(lease, index, self.failures.plain(layout.OUT_EXPIRED, "expired", "it was not started before it expired"))
+            self._record(
+                lease,
+                index,
+                self.failures.plain(layout.OUT_EXPIRED, "expired", "it was not started before it expired"),
+            )
             return
         entry = self.entries[task.key]
         try:
@@ -262,15 +285,19 @@ class JobRunner:
         except (DamagedFrame, PayloadTooLarge) as e:
             self._record(lease, index, self.failures.plain(layout.OUT_DEAD, "arguments", str(e)))
             return
-        if task.is_async:
-            self._start_beside(lease, index, task, entry, body, limits)
-        elif self.active:
+        if task.is_async or self.active:
             self._start_beside(lease, index, task, entry, body, limits)
         else:
             self._own = limits
             try:
                 self.native.call(
-                    lease, index, entry, body, timeout_ms=limits.timeout_ms, hard_ms=limits.hard_ms, retries=limits.packed
+                    lease,
+                    index,
+                    entry,
+                    body,
+                    timeout_ms=limits.timeout_ms,
+                    hard_ms=limits.hard_ms,
+                    retries=limits.packed,
                 )
             finally:
                 self._own = None
@@ -278,7 +305,15 @@ class JobRunner:
 
     # -- jobs beside others
 
-    def _start_beside(self, lease: hot.Lease, index: int, task: Task[..., Any], entry: hot.Entry, body: bytes, limits: Limits) -> None:
+    def _start_beside(
+        self,
+        lease: hot.Lease,
+        index: int,
+        task: Task[..., Any],
+        entry: hot.Entry,
+        body: bytes,
+        limits: Limits,
+    ) -> None:
         if lease.started_ms == 0:
             lease.started_ms = self.native.now_ms()
         job = Running(lease, index, entry, task, limits, clock.boottime_ns())
@@ -393,11 +428,15 @@ class JobRunner:
 
     # -- outcomes
 
-    def _failed(self, lease: hot.Lease, index: int, entry: hot.Entry, error: BaseException, in_arguments: bool) -> None:
+    def _failed(
+        self, lease: hot.Lease, index: int, entry: hot.Entry, error: BaseException, in_arguments: bool
+    ) -> None:
         task = self.tasks[entry.key]
         limits = self._own or self._limits[entry.key]
         if not isinstance(error, Exception) and not isinstance(error, SoftTimeLimit | JobCancelled):
-            log.warning("job %s raised %s; it counts as a failed attempt", _id(lease, index), type(error).__name__)
+            log.warning(
+                "job %s raised %s; it counts as a failed attempt", _id(lease, index), type(error).__name__
+            )
         outcome = self.failures.judge(
             task,
             error,
@@ -423,7 +462,9 @@ class JobRunner:
         try:
             encoded = _ENCODER.encode(result)
         except Exception as e:  # msgspec calls into the objects' own code
-            log.warning("job %s (%s): its result is not JSON and was dropped: %s", _id(lease, index), entry.name, e)
+            log.warning(
+                "job %s (%s): its result is not JSON and was dropped: %s", _id(lease, index), entry.name, e
+            )
             note = {"reason": "result", "message": f"the result is not JSON: {e}"[:500]}
             self._record(lease, index, Outcome(layout.OUT_DONE, _ENCODER.encode(note)))
             return
@@ -435,7 +476,8 @@ class JobRunner:
 
     def _record(self, lease: hot.Lease, index: int, outcome: Outcome, result: bytes = b"") -> None:
         if self._late is None and self._slot.room() < len(outcome.error) + len(result) + 128:
-            # No room: the outcome waits in memory until the next settle has freed a half. A crash now would run the job again.
+            # No room: the outcome waits in memory until the next settle has freed a half. A crash now would
+            # run the job again.
             self._late = []
         if self._late is not None:
             self._late.append(lambda: self._record(lease, index, outcome, result))

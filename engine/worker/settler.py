@@ -1,6 +1,7 @@
 """Tells Redis what one worker has finished, one settle at a time, and reads the answers.
 
-At most one settle is unanswered: its outcomes stay in one half of the outcome area while the next ones fill the other.
+At most one settle is unanswered: its outcomes stay in one half of the outcome area while the next ones fill
+the other.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ FENCED: Final = ord("0")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one lease in a settle becomes once it is applied: a claim of ours shrinks to what is kept of it."""
+    """What one lease in a settle becomes once it is applied: a claim of ours shrinks to what is kept of
+    it."""
 
     lease: hot.Lease
     claim: tuple[int, int]
@@ -41,7 +43,8 @@ class Change:
 class Unanswered:
     """A settle whose replies were not read, and its half of the outcome area.
 
-    The tickets of its calls are Change for a lease that is settled in part, the Lease for one that is settled whole.
+    The tickets of its calls are Change for a lease that is settled in part, the Lease for one that is settled
+    whole.
     """
 
     half: int | None
@@ -82,7 +85,8 @@ class Settler:
         return bool(self._returned or self._damaged or self._hold.cut)
 
     def due(self, now_ns: int, *, partial: bool) -> list[hot.Lease]:
-        """Leases to settle now: those that have ended or were cut, and with `partial` whatever has something to tell.
+        """Leases to settle now: those that have ended or were cut, and with `partial` whatever has something
+        to tell.
 
         Without it, a lease with coroutines tells 50 ms after the first of them has ended.
         """
@@ -119,7 +123,8 @@ class Settler:
             self.unanswered.sent_at = at_ns
 
     def finish(self) -> None:
-        """Read the answers. Raises what a call raised: then nobody knows what was applied, and the worker takes itself over."""
+        """Read the answers. Raises what a call raised: then nobody knows what was applied, and the worker
+        takes itself over."""
         pending = self.unanswered
         if pending is None:
             return
@@ -227,13 +232,17 @@ class Settler:
         elif mark == FENCED:
             self._view.add("fenced")
         else:
-            log.error("settle refused the parts of lease %s: a defect of the engine; it stays leased", name.decode())
+            log.error(
+                "settle refused the parts of lease %s: a defect of the engine; it stays leased", name.decode()
+            )
         if not isinstance(change, Change):
             return
         lease = change.lease
         self.trouble = self.trouble or not (applied or lease.lost)
         lease.settling = False
-        lease.claims = [claim for claim in lease.claims if claim != change.claim] + (change.kept if applied else [])
+        lease.claims = [claim for claim in lease.claims if claim != change.claim] + (
+            change.kept if applied else []
+        )
         if applied and len(lease.claims) == 1:
             self._slot.narrow_row(lease.row, *lease.claims[0])
         if not lease.claims:
