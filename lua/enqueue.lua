@@ -19,14 +19,15 @@
 -- oom:       refused
 --
 -- All reads and checks come first. A repeat is recognised by its snapshot field or by its key holding its own job id.
+--@include int
 --@include frame
 --@include bulk
 --@include now
 --@include wake
 --@include snapshot
 local stats, depth, delayed = KEYS[1], KEYS[2], KEYS[3]
-local argv = ARGV
-local lanes, buckets, open_ttl_s = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local argv, size = ARGV, #ARGV
+local lanes, buckets, open_ttl_s = int(ARGV[1], 1e3), int(ARGV[2], 1e4), int(ARGV[3], 1e10)
 local now_us, now_number, now_ms = now()
 if not (lanes and buckets and open_ttl_s and KEYS[3 + 2 * lanes + buckets]) then
   return redis.error_reply('BAD keys')
@@ -41,11 +42,6 @@ local key_held, key_sets = {}, {}
 
 local function bucket_key(bucket)
   return KEYS[3 + 2 * lanes + bucket]
-end
-
--- Whether KEYS has this lane and bucket: a missing key would raise after the first write.
-local function known(lane, bucket)
-  return lane and bucket and lane >= 1 and lane <= lanes and bucket >= 0 and bucket <= buckets
 end
 
 -- due as written -> ms, or nil if it is none; second: whether the text makes sense
@@ -142,8 +138,8 @@ end
 
 -- 'G' at i: returns the position behind it, or nil and a reason.
 local function plan_group(i)
-  local lane, bucket, m = tonumber(argv[i + 1]), tonumber(argv[i + 2]), tonumber(argv[i + 5])
-  if not known(lane, bucket) or not m or not argv[i + 5 + m] then
+  local lane, bucket, m = int(argv[i + 1], lanes), int(argv[i + 2], buckets), int(argv[i + 5], size)
+  if not lane or lane < 1 or not bucket or not m or m < 1 or i + 5 + m > size then
     return nil, 'group'
   end
   local first, ids, have = i + 6, {}, nil
@@ -159,9 +155,10 @@ end
 
 -- 'K' at i: the same.
 local function plan_keyed(i)
-  local lane, bucket, key, ttl_s = tonumber(argv[i + 1]), tonumber(argv[i + 2]), tonumber(argv[i + 5]), tonumber(argv[i + 7])
+  local lane, bucket = int(argv[i + 1], lanes), int(argv[i + 2], buckets)
+  local key, ttl_s = int(argv[i + 5], #KEYS - 3 - 2 * lanes - buckets), int(argv[i + 7], 1e10)
   local mine, f = argv[i + 6], argv[i + 8]
-  if not known(lane, bucket) or not (key and KEYS[3 + 2 * lanes + buckets + key]) or not (ttl_s and ttl_s >= 1) or not f then
+  if not lane or lane < 1 or not bucket or not key or key < 1 or not ttl_s or ttl_s < 1 or not f then
     return nil, 'group'
   end
   local id = bucket > 0 and sub(f, 5, 30)
@@ -185,7 +182,7 @@ local function plan_keyed(i)
   return i + 9, plan(lane, bucket, argv[i + 3], argv[i + 4], i + 8, i + 8, {id}, nil)
 end
 
-local i, size = 4, #argv
+local i = 4
 while i <= size do
   local behind, bad
   if argv[i] == 'G' then
@@ -209,7 +206,7 @@ if created > 0 then
     if find(first.err, 'OOM', 1, true) then
       return redis.error_reply('FULL Redis has reached maxmemory')
     end
-    return first
+    return redis.error_reply(match(first.err, '%-(%u+ .*)') or first.err)
   end
 end
 if duplicates > 0 then

@@ -18,12 +18,13 @@
 --           Error BAD: the arguments cannot be read, nothing was done
 -- cost      O(jobs * log(dlq))
 -- oom:      runs
+--@include int
 --@include frame
 --@include bulk
 --@include now
 --@include wake
 --@include snapshot
-local lanes, buckets, open_ttl_s = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local lanes, buckets, open_ttl_s = int(ARGV[1], 1e3), int(ARGV[2], 1e4), int(ARGV[3], 1e10)
 local now_us, now_number, now_ms = now()
 if not (lanes and buckets and open_ttl_s and KEYS[7 + 2 * lanes + buckets]) or (#ARGV - 3) % 4 ~= 0 then
   return redis.error_reply('BAD arguments')
@@ -31,12 +32,12 @@ end
 
 -- Lane and bucket of the group at i if its frame is what it says.
 local function group_at(i)
-  local lane, bucket, f = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3]
+  local lane, bucket, f = int(ARGV[i + 1], lanes), int(ARGV[i + 2], buckets), ARGV[i + 3]
   local n, base = frame(f)
   if n ~= 1 or string.format('%s.%.0f', sub(f, 5, 30), base) ~= ARGV[i] or not lane_of(f) then
     return nil
   end
-  if not lane or lane < 1 or lane > lanes or not bucket or bucket < 0 or bucket > buckets then
+  if not lane or lane < 1 or not bucket then
     return nil
   end
   return lane, bucket, base

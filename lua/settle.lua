@@ -34,14 +34,19 @@
 --
 -- Reading and checking of 'P' comes first, then lease after lease: HDEL, and only if it removed one, the rest. A name
 -- that is in the hash was put there by fetch or by a part, so its shape is right.
+--@include int
 --@include frame
 --@include bulk
 --@include now
 --@include wake
 --@include snapshot
-local argv, processing = ARGV, KEYS[2]
-local lanes, buckets = tonumber(ARGV[1]), tonumber(ARGV[2])
-local result_ttl_s, open_ttl_s = tonumber(ARGV[3]), tonumber(ARGV[4])
+local argv, size, processing = ARGV, #ARGV, KEYS[2]
+local lanes, buckets = int(ARGV[1], 1e3), int(ARGV[2], 1e4)
+local result_ttl_s, open_ttl_s, dlq_max = int(ARGV[3], 1e10), int(ARGV[4], 1e10), int(ARGV[5], 1e15)
+if not (lanes and buckets and result_ttl_s and result_ttl_s > 0 and open_ttl_s and dlq_max and
+  size >= 7 + lanes and KEYS[11 + 2 * lanes + buckets]) then
+  return redis.error_reply('BAD keys')
+end
 local _, now_number, now_ms = now()
 
 local lane_number = {}
@@ -97,8 +102,7 @@ local function part_range(p, id, base, n)
     return nil
   end
   if (kind == 't' or kind == 'c' or kind == 'u') then
-    local delay = tonumber(arg)
-    if not delay or not (delay >= 0 and delay < 1e15) then
+    if not int(arg, 1e15) then
       return nil
     end
   end
@@ -108,21 +112,20 @@ end
 -- 'P' at i -> {lease, bucket, started, finished, position of ranges, number, of fields, number, of parts, number, ok},
 -- position behind it; or nil if the counts make no sense.
 local function read_lease(i)
-  local lease, bucket = argv[i + 1], tonumber(argv[i + 2])
-  local started, finished = tonumber(argv[i + 3]), tonumber(argv[i + 4])
-  local ranges = tonumber(argv[i + 5])
-  if not (bucket and started and finished and ranges) or bucket < 0 or bucket > buckets then
+  local lease, bucket = argv[i + 1], int(argv[i + 2], buckets)
+  local started, finished, ranges = int(argv[i + 3], 1e15), int(argv[i + 4], 1e15), int(argv[i + 5], 1000)
+  if not (bucket and started and finished and ranges) then
     return nil
   end
   local ranges_at = i + 6
   local fields_at = ranges_at + 3 * ranges + 1
-  local fields = tonumber(argv[fields_at - 1])
+  local fields = int(argv[fields_at - 1], 1000)
   if not fields then
     return nil
   end
   local parts_at = fields_at + 2 * fields + 1
-  local parts = tonumber(argv[parts_at - 1])
-  if not parts or not argv[parts_at + 3 * parts - 1] then
+  local parts = int(argv[parts_at - 1], 1000)
+  if not parts or parts_at + 3 * parts - 1 > size then
     return nil
   end
   local item = {lease, bucket, started, finished, ranges_at, ranges, fields_at, fields, parts_at, parts, false}
@@ -134,7 +137,7 @@ local function read_lease(i)
   -- The pieces must tile the lease: following them from its base to its end uses each once.
   local id, pieces, count = sub(lease, 1, 26), {}, ranges + parts
   for r = 0, ranges - 1 do
-    local range_base, range_n = tonumber(argv[ranges_at + 3 * r]), tonumber(argv[ranges_at + 3 * r + 1])
+    local range_base, range_n = int(argv[ranges_at + 3 * r], 1000), int(argv[ranges_at + 3 * r + 1], 1000)
     if not range_base or not range_n or pieces[range_base] or not end_states[argv[ranges_at + 3 * r + 2]] then
       return item, behind
     end
@@ -374,7 +377,7 @@ local function write_dlq()
   bulk('HSET', KEYS[6], dlq)
   bulk('HSET', KEYS[7], dlq_meta)
   bulk('ZADD', KEYS[8], dlq_index)
-  local excess = redis.call('ZCARD', KEYS[8]) - tonumber(ARGV[5])
+  local excess = redis.call('ZCARD', KEYS[8]) - dlq_max
   if excess <= 0 then
     return
   end
@@ -412,11 +415,11 @@ end
 
 -- Reads all groups: a list of positions ('C') and items ('P'), or nil.
 local function read_groups()
-  local groups, i, size = {}, 8 + lanes, #argv
+  local groups, i = {}, 8 + lanes
   while i <= size do
     if argv[i] == 'C' then
-      local bucket, m = tonumber(argv[i + 1]), tonumber(argv[i + 3])
-      if not bucket or bucket < 0 or bucket > buckets or not m or not argv[i + 3 + m] then
+      local bucket, m = int(argv[i + 1], buckets), int(argv[i + 3], size)
+      if not bucket or not m or i + 3 + m > size then
         return nil
       end
       groups[#groups + 1] = i
@@ -443,7 +446,7 @@ local function read_groups()
   return groups
 end
 
-local groups = result_ttl_s and open_ttl_s and tonumber(ARGV[5]) and KEYS[11 + 2 * lanes + buckets] and read_groups()
+local groups = read_groups()
 if not groups then
   return redis.error_reply('BAD groups')
 end

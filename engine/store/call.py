@@ -33,7 +33,7 @@ _NOT_APPLIED: Final = frozenset(
 # Redis 6.2 puts an error that a command raised inside a script behind its own text: `ERR Error running script
 # (call to f_…): @user_script:1: @user_script: 1: -MISCONF Errors …`. All of those above that a command can
 # raise are refusals of a script's first write, so they mean the same there.
-_WRAPPED: Final = re.compile(r"Error running script.*? -?([A-Z]{4,}) ", re.DOTALL)
+_WRAPPED: Final = re.compile(r"^ERR Error running script.*? -([A-Z]+) ", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,11 @@ class Call:
 def reply_error(text: str, script: str = "") -> TQEError:
     """What an error reply of Redis means, by its first word; `text` is the reply without its leading `-`."""
     code, _, rest = text.partition(" ")
+    if wrapped := _WRAPPED.match(text):
+        code = wrapped[1]
     if code == "LEASE":
         return LeaseLost(rest)
     if code in ("FULL", "OOM"):
-        return QueueFull(rest)
-    if code == "ERR" and (wrapped := _WRAPPED.search(text)):
-        code = wrapped[1]
-    if code == "OOM":
         return QueueFull(rest)
     if code in _NOT_APPLIED:
         return RedisUnavailable(f"Redis refused: {text}", applied=False)
@@ -122,7 +120,8 @@ def _text(error: Exception) -> str:
     for kind, code in _CODES:
         if isinstance(error, kind):
             return f"{code} {error}"
-    return str(error)
+    text = str(error)
+    return text if text.partition(" ")[0].isupper() else f"ERR {text}"
 
 
 class _NoScript(TQEError):

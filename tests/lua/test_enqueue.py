@@ -188,7 +188,9 @@ def test_a_bucket_of_many_fields_becomes_a_table(world: World) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda call: Call(call.script, call.keys, (*call.args[:3], "G", 1, 1, "0", "Q,1,0,0,0,high,E*1", 1, b"junk")),
+        lambda call: Call(
+            call.script, call.keys, (*call.args[:3], "G", 1, 1, "0", "Q,1,0,0,0,high,E*1", 1, b"junk")
+        ),
         lambda call: Call(call.script, call.keys, (*call.args[:3], "G", 1, 1, "soon", *call.args[7:])),
         lambda call: Call(call.script, call.keys, (*call.args[:3], "G", 2, *call.args[5:])),
         lambda call: Call(call.script, call.keys, (*call.args[:3], "G", 1, 2, *call.args[6:])),
@@ -197,8 +199,12 @@ def test_a_bucket_of_many_fields_becomes_a_table(world: World) -> None:
         lambda call: Call(call.script, call.keys[:3], call.args),
         lambda call: Call(call.script, call.keys, (*call.args, *keyed(B, key=2))),
         lambda call: Call(call.script, call.keys, (*call.args, *keyed(B, ttl_s=0))),
-        lambda call: Call(call.script, call.keys, (*call.args, *group(frames.make(frames.frame_id(5), lane="low")))),
-        lambda call: Call(call.script, call.keys, (*call.args, *group(frames.make(frames.frame_id(5), base=3, total=9)))),
+        lambda call: Call(
+            call.script, call.keys, (*call.args, *group(frames.make(frames.frame_id(5), lane="low")))
+        ),
+        lambda call: Call(
+            call.script, call.keys, (*call.args, *group(frames.make(frames.frame_id(5), base=3, total=9)))
+        ),
     ],
     ids=["frame", "due", "lane", "bucket", "short", "tag", "keys", "key", "ttl", "other lane", "not whole"],
 )

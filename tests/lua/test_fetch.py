@@ -193,7 +193,15 @@ def test_a_frame_whose_time_of_entry_is_damaged_is_not_held_back(world: World) -
 
 def test_what_is_no_frame_goes_to_quarantine(world: World) -> None:
     good = one(1)
-    bad = [b"", b"F", b"F1", good[:100], good[:127], good.replace(b".000.0001.", b".000.00x1."), b"\xff" * 300]
+    bad = [
+        b"",
+        b"F",
+        b"F1",
+        good[:100],
+        good[:127],
+        good.replace(b".000.0001.", b".000.00x1."),
+        b"\xff" * 300,
+    ]
     bad += [b"F1A " + b"0" * 400, b"F1 " + good[3:], b"f" + good[1:], good[:127] + b"x" + good[128:]]
     put(world, *bad[:5], good, *bad[5:])
     world.takeover()
@@ -206,7 +214,9 @@ def test_what_is_no_frame_goes_to_quarantine(world: World) -> None:
     }
 
 
-@pytest.mark.parametrize("middle", [b".000.0000.00000 0001 ", b".001.0001.00000 0001 ", b".000.0001.00000 1001 "])
+@pytest.mark.parametrize(
+    "middle", [b".000.0000.00000 0001 ", b".001.0001.00000 0001 ", b".000.0001.00000 1001 "]
+)
 def test_numbers_that_cannot_be_are_damage(world: World, middle: bytes) -> None:
     good = one(1)
     put(world, good[:30] + middle + good[51:])
@@ -260,7 +270,9 @@ def test_cancel_requests_come_with_the_frames(world: World) -> None:
     reply = world.fetch()
     assert reply[3] == [2, b"3,7", 3, b"0"]
     assert reply[4:] == [a, b, c]
-    assert world.client.hlen(world.keys.cancel) == 3, "requests are answered by settle, and swept by the steward"
+    assert world.client.hlen(world.keys.cancel) == 3, (
+        "requests are answered by settle, and swept by the steward"
+    )
 
 
 def test_a_paused_lane_is_passed_over_and_has_no_tokens(world: World) -> None:

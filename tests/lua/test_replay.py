@@ -91,7 +91,9 @@ def test_frames_that_are_not_that_job(world: World) -> None:
     bury(world, A)
     before = world.state()
     two = frames.make(frames.frame_id(0), n=2, run=3)
-    assert replay(world, (JOB_A, FRESH_B), (JOB_A, b"junk"), (JOB_A, two), (JOB_A + "1", FRESH_A))[1] == "bbbb"
+    assert (
+        replay(world, (JOB_A, FRESH_B), (JOB_A, b"junk"), (JOB_A, two), (JOB_A + "1", FRESH_A))[1] == "bbbb"
+    )
     assert world.state() == before
 
 

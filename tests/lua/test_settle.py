@@ -67,7 +67,9 @@ def test_a_second_settle_of_the_same_lease_is_fenced(world: World) -> None:
     assert world.open_jobs() == int(before["job:1700000000A"][b"open"]) - 1
 
 
-@pytest.mark.parametrize("old", [frames.make(frames.frame_id(0), run=1), frames.make(frames.frame_id(0), n=2)])
+@pytest.mark.parametrize(
+    "old", [frames.make(frames.frame_id(0), run=1), frames.make(frames.frame_id(0), n=2)]
+)
 def test_another_run_or_size_is_another_lease(world: World, old: bytes) -> None:
     """A repeat of a settle that was applied must not touch the next attempt of the same frame."""
     world.lease(A)
@@ -77,7 +79,7 @@ def test_another_run_or_size_is_another_lease(world: World, old: bytes) -> None:
 
 
 def test_the_late_settle_of_a_former_run(world: World) -> None:
-    """Failed, back in the lane, leased again by the same worker; then the first settle is applied once more."""
+    """Failed, back in the lane, leased again by the same worker; then the first settle comes again."""
     (lease,) = world.lease(A)
     again = frames.make(frames.frame_id(0), run=1, attempts=1)
     retry = part(lease, parts=[("t", 0, again)])

@@ -18,7 +18,7 @@ def test_a_worker_starts(world: World) -> None:
 
 def test_all_leases_move_to_the_new_incarnation(world: World) -> None:
     world.lease(A, B)
-    now, lease_end, *held = world.takeover("W2", "W1")
+    now, _, *held = world.takeover("W2", "W1")
     assert dict(zip(held[::2], held[1::2], strict=True)) == {frames.lease(A): A, frames.lease(B): B}
     assert world.state() == {
         "incarnations": {b"W2": now // 1000 + LEASE_MS},

@@ -1,4 +1,4 @@
-"""One Redis as the tests of the scripts see it: short ways to call each script, and the whole state as a dict."""
+"""One Redis as the tests of the scripts see it: short ways to call each script, the whole state as a dict."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -158,12 +158,16 @@ class World:
         now_us, marks = self.door.run(self.settle_call(*groups, **options))
         return now_us // 1_000, marks.decode()
 
-    def takeover_call(self, new: str = "W1", old: str = "", guard: str = "", lease_ms: int = LEASE_MS) -> Call:
+    def takeover_call(
+        self, new: str = "W1", old: str = "", guard: str = "", lease_ms: int = LEASE_MS
+    ) -> Call:
         k = self.keys
         names = (k.void, k.incarnations, k.processing(old or "none"), k.processing(new))
         return Call("takeover", names, (old, new, lease_ms, guard))
 
-    def takeover(self, new: str = "W1", old: str = "", guard: str = "", lease_ms: int = LEASE_MS) -> list[Any]:
+    def takeover(
+        self, new: str = "W1", old: str = "", guard: str = "", lease_ms: int = LEASE_MS
+    ) -> list[Any]:
         reply: list[Any] = self.door.run(self.takeover_call(new, old, guard, lease_ms))
         return reply
 
