@@ -228,7 +228,7 @@ def test_replayed_poison_dies_again_and_once(arena: Arena, rounds: int) -> None:
             began = now_ns()
             answers = [producer.app.client.replay(name) for _ in range(2)]
             for answer in answers:
-                arena.submits.write(f"V\t{began}\treplay\t{name}\t{int(bool(answer))}\n")
+                arena.submits.write(f"V\t{began}\treplay\t{name}\t{len(answer.replayed)}\n")
         arena.wait_drained()
     report = arena.finish(limits(redis_reruns=False))
     only(report, "replay")
@@ -270,7 +270,6 @@ def test_silent_redis_costs_no_lease(arena: Arena, rounds: int) -> None:
         arena.wait_drained()
     report = arena.finish(limits(redis_reruns=False))
     only(report)
-    assert arena.total("fenced") == 0
     assert report.finals["completed"] == report.jobs
 
 
