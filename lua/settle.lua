@@ -22,6 +22,7 @@
 -- ARGV[8..]  lane name for each lane; then groups until the end, lane and bucket numbered from 1, bucket 0 is untracked:
 --            'C', bucket, value, m, lease * m        whole frames, never cut, every job completed without a field of its
 --                                                    own; value is the snapshot then ('' if untracked)
+--            'R', bucket, value, m, (lease, json) * m        the same for frames of one job, each with its field
 --            'P', lease, bucket, started_ms, finished_ms, ranges, (base, n, state)*, fields, (field, json)*,
 --                 parts, (kind, arg, frame)*         one lease; ranges end as C, X or E; parts are
 --                 'k' kept · 'r' returned · 't' failed attempt, back in arg ms · 'c' crash, back in arg ms ·
@@ -181,18 +182,21 @@ local function whole(lease, total)
   end
 end
 
--- 'C' at i. HDEL one by one: in bulk its count would not say which of the leases were held, and HMGET before it copies
+-- 'C' at i (step 1) or 'R' (step 2). HDEL one by one: in bulk its count would not say which of the leases were held, and HMGET before it copies
 -- the frames.
-local function complete(i)
-  local bucket, value, first, last = tonumber(argv[i + 1]), argv[i + 2], i + 4, i + 3 + tonumber(argv[i + 3])
+local function complete(i, step)
+  local bucket, value, first, last = tonumber(argv[i + 1]), argv[i + 2], i + 4, i + 3 + step * argv[i + 3]
   local total, fields, size
   if bucket > 0 then
     total = tonumber(match(value, '^C,(%d+),')) or -1
+    if step == 2 and total ~= 1 then
+      total = -1
+    end
     fields = fields_of(bucket)
     size = #fields
   end
   local tail, n, jobs, applied, odd = nil, nil, 0, 0, {}
-  for j = first, last do
+  for j = first, last, step do
     local lease = argv[j]
     if not tail or not find(lease, tail, 27, true) then
       tail, n = whole(lease, total)
@@ -205,6 +209,10 @@ local function complete(i)
         local id = sub(lease, 1, 26)
         fields[size + 1], fields[size + 2] = id, value
         size = size + 2
+        if step == 2 then
+          fields[size + 1], fields[size + 2] = id .. '.0', argv[j + 1]
+          size = size + 2
+        end
         if anyone_waits then
           ended[#ended + 1] = id
         end
@@ -214,10 +222,10 @@ local function complete(i)
       fenced = fenced + n
     end
   end
-  if applied > last - first then
+  if not next(odd) then
     marks[#marks + 1] = string.rep('1', applied)
   else
-    for j = first, last do
+    for j = first, last, step do
       marks[#marks + 1] = odd[j] or '1'
     end
   end
@@ -417,13 +425,14 @@ end
 local function read_groups()
   local groups, i = {}, 8 + lanes
   while i <= size do
-    if argv[i] == 'C' then
+    if argv[i] == 'C' or argv[i] == 'R' then
       local bucket, m = int(argv[i + 1], buckets), int(argv[i + 3], size)
-      if not bucket or not m or i + 3 + m > size then
+      local step = argv[i] == 'R' and 2 or 1
+      if not bucket or not m or i + 3 + step * m > size then
         return nil
       end
       groups[#groups + 1] = i
-      i = i + 4 + m
+      i = i + 4 + step * m
     elseif argv[i] == 'P' then
       local item, behind = read_lease(i)
       if not item then
@@ -454,7 +463,7 @@ read_snapshots()
 redis.call('DEL', KEYS[1])
 for _, group in ipairs(groups) do
   if type(group) == 'number' then
-    complete(group)
+    complete(group, argv[group] == 'R' and 2 or 1)
   else
     settle_lease(group)
   end

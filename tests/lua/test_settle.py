@@ -119,6 +119,40 @@ def test_many_leases_in_one_call(world: World) -> None:
     assert world.open_jobs() == 0
 
 
+def results(
+    *pairs: tuple[bytes, str], bucket: int = 1, value: str = "C,1,0,5,6,high,EMAIL*1"
+) -> tuple[Any, ...]:
+    """An 'R' group."""
+    return ("R", bucket, value, len(pairs), *(item for pair in pairs for item in pair))
+
+
+def test_frames_of_one_with_a_result(world: World) -> None:
+    leases = world.lease(A, B, C)
+    world.snapshots(A, B, C)
+    marks = world.settle(
+        results((leases[0], '{"result":1}'), (frames.lease(BIG), "{}"), (leases[1], '{"result":2}'))
+    )
+    assert marks == "1b1"
+    state = world.state()
+    assert state["processing:W1"] == {frames.lease(C): C}
+    assert state["job:1700000000A"] == {
+        frames.id_of(A): b"C,1,0,5,6,high,EMAIL*1",
+        frames.id_of(A) + b".0": b'{"result":1}',
+        frames.id_of(B): b"C,1,0,5,6,high,EMAIL*1",
+        frames.id_of(B) + b".0": b'{"result":2}',
+        frames.id_of(C): b"Q,1,0,0,0,high,EMAIL*1",
+        b"open": b"1",
+    }
+    assert world.stats() == {"completed": 2}
+    assert world.settle(results((leases[0], "{}"), (leases[2], "{}"))) == "01"
+
+
+def test_results_of_larger_frames_are_no_group(world: World) -> None:
+    (lease,) = world.lease(BIG)
+    assert world.settle(results((lease, "{}"), value="C,10,0,5,6,high,EMAIL*10")) == "b"
+    assert world.state()["processing:W1"] == {lease: BIG}
+
+
 # -- one lease in parts
 
 
