@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -28,6 +28,7 @@ from tqe.steward.publisher import Publisher
 from tqe.steward.reaper import Reaper
 from tqe.steward.recovery import Recovery
 from tqe.steward.renewal import Renewal
+from tqe.steward.reviver import Reviver
 from tqe.steward.trimmer import Trimmer
 from tqe.store import housekeeping
 from tqe.store.keys import Keys
@@ -77,7 +78,13 @@ class Steward:
     """The duties of one steward in the order in which they matter when all are due."""
 
     def __init__(
-        self, context: Context, duties: Sequence[Duty], *, clock: Clock = SYSTEM, turn_s: float = TURN_S
+        self,
+        context: Context,
+        duties: Sequence[Duty],
+        *,
+        clock: Clock = SYSTEM,
+        turn_s: float = TURN_S,
+        revive: Callable[[], None] | None = None,
     ) -> None:
         self._context = context
         self._clock = clock
@@ -85,6 +92,7 @@ class Steward:
         now_ns = clock.monotonic_ns()
         self._entries = [_Entry(duty, now_ns) for duty in duties]
         self._redis_failed = False
+        self._reviver = Reviver(revive)
 
     def run(self) -> int:
         """Until the stop word; then what is dead is still recovered, for a bounded time."""
@@ -136,6 +144,7 @@ class Steward:
             if not self._redis_failed:
                 _log.warning(f"Redis does not answer ({e}); the steward tries again until it does")
             self._redis_failed = True
+            self._reviver.look(entry.failed_in_row, begun_ns)
         except TQEError as e:
             self._failed(entry)
             self._tell(entry, f"{entry.duty.name} failed: {e}")
@@ -164,8 +173,13 @@ class Steward:
             _log.error(text, in_row=entry.failed_in_row)
 
 
-def run_steward(settings: Settings, board: Board, redis_url: str) -> int:
-    """Be the steward of this board until it says stop. Returns the exit code."""
+def run_steward(
+    settings: Settings, board: Board, redis_url: str, *, revive: Callable[[], None] | None = None
+) -> int:
+    """Be the steward of this board until it says stop. Returns the exit code.
+
+    `revive` is called, on a thread, when Redis stays away: it starts the embedded server's next keeper.
+    """
 
     def beat() -> None:
         board.set(layout.H_STEWARD_BEAT, SYSTEM.boottime_ns())
@@ -175,7 +189,7 @@ def run_steward(settings: Settings, board: Board, redis_url: str) -> int:
     door = housekeeping.Door(redis_url, timeout_s=settings.lease_ms / 8000, beat=beat)
     context = Context(settings, board, door, Keys(settings.namespace), host_name())
     reader = TotalsReader(context)
-    steward = Steward(context, make_duties(context, reader))
+    steward = Steward(context, make_duties(context, reader), revive=revive)
     served: metrics.Served | None = None
     if settings.metrics_port is not None:
         exporter = Exporter(context, reader, steward.duties, steward.redis_up)

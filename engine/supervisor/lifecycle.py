@@ -11,9 +11,11 @@ import gc
 import os
 import random
 import signal
+import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 from tqe import clock
@@ -136,14 +138,19 @@ def run(
     redis_url: str,
     run_worker: RunWorker | None = None,
     run_steward: RunSteward | None = None,
+    revive: Callable[[], None] | None = None,
     tuning: Tuning | None = None,
 ) -> int:
     """Run workers until told to stop, and answer with the exit code. Raises AppImportError before any fork.
 
     Nothing of Redis may be open in the calling process, and it should have no other threads. `load_app` is
-    called here, or in each worker if the app is not imported before the fork.
+    called here, or in each worker if the app is not imported before the fork. `revive` brings an embedded
+    server back, and is called by the steward.
     """
-    run_worker, run_steward = run_worker or work, run_steward or steward.run_steward
+    run_worker = run_worker or work
+    run_steward = run_steward or partial(steward.run_steward, revive=revive)
+    if settings.metrics_port:
+        check_port(settings.metrics_port)
     board = Board(slots_of(settings.procs))
     board.set(layout.H_SUPERVISOR_PID, os.getpid())
     board.set(layout.H_LEASE_MS, settings.lease_ms)
@@ -176,6 +183,20 @@ def work(app: Any, settings: Settings, board: Board, slot: SlotView, redis_url: 
         on_start=app.run_start_hooks,
         on_stop=app.run_stop_hooks,
     )
+
+
+def check_port(port: int) -> None:
+    """Refuse a port that is taken, at the start and in one sentence, rather than in a line of the steward's
+    log."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError as e:
+            raise SettingsError(
+                f"metrics_port = {port}: the port cannot be used ({e.strerror});"
+                " choose another, or 0 for any free one"
+            ) from e
 
 
 def slots_of(procs: int) -> int:

@@ -96,6 +96,31 @@ def test_retries_back_off_but_stay_well_below_a_lease(scene: Scene) -> None:
     assert 10 <= bad.runs <= 25  # 0.1, 0.2, 0.4, 0.8, 1, 1, …: an ordinary period would be two runs
 
 
+def test_an_embedded_server_that_stays_away_is_asked_back_without_stopping_the_loop(scene: Scene) -> None:
+    asked: list[str] = []
+    free = threading.Event()
+
+    def revive() -> None:
+        asked.append(threading.current_thread().name)
+        free.wait(10)
+        raise RedisUnavailable("it loads its data")
+
+    bad, good = Spy("bad", 0.1), Spy("good", 0.1)
+    bad.error = RedisUnavailable("away")
+    steward = Steward(scene.context, [bad, good], clock=scene.clock, revive=revive)
+    turns(scene, steward, 250)
+    assert asked == []  # a lost connection heals by itself
+    turns(scene, steward, 20_000)
+    assert asked == ["revive"]  # one at a time
+    assert good.runs > 150
+    free.set()
+    wait_until(
+        lambda: threading.active_count() == 1 or "revive" not in [t.name for t in threading.enumerate()]
+    )
+    turns(scene, steward, 5_000)
+    assert len(asked) >= 2
+
+
 def test_every_turn_beats(scene: Scene) -> None:
     steward = loop(scene, Spy())
     scene.clock.advance(ms=1234)

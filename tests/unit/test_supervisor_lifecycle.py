@@ -1,11 +1,12 @@
 """What of the supervisor needs no processes: slots, backoff, names of deaths."""
 
 import signal
+import socket
 
 import pytest
 
 from tqe.errors import SettingsError
-from tqe.supervisor.lifecycle import Backoff, Tuning, slots_of
+from tqe.supervisor.lifecycle import Backoff, Tuning, check_port, slots_of
 from tqe.supervisor.process import SOFT_SIGNAL, Death, signal_name
 
 S = 1_000_000_000
@@ -36,6 +37,14 @@ def test_backoff_starts_over_after_a_life_that_worked() -> None:
     assert backoff.died(7, young=False) == 0
     assert backoff.not_before_ns == 7
     assert backoff.died(7, young=True) <= S // 10
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_starts() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(SettingsError, match="choose another"):
+            check_port(other.getsockname()[1])
 
 
 def test_deaths_have_names() -> None:
