@@ -82,7 +82,8 @@ class Admission:
             if task.is_async or task.seen < RAMP[-1][0]:
                 return None
             slowest = max(slowest, task.mean_ns)
-        return slowest if held_ns + slowest * jobs <= self._quantum_ns else None
+        # Twice the quantum, since a fetch that went out in time meets what was still at hand: giving back would be the dearer part.
+        return slowest if held_ns + slowest * jobs <= 2 * self._quantum_ns else None
 
     def _ramp(self, task: Measured) -> int:
         for seen, jobs in RAMP:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ MARKER: Final = " … [cut]"
 UNKNOWN_FIRST_MS: Final = 30_000
 UNKNOWN_CAP_MS: Final = 300_000
 TRACEBACKS_MAX: Final = 256
+FRAMES_MAX: Final = 20
+_RUNNER: Final = str(Path(__file__).with_name("runner.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,8 @@ class Failures:
         where = f"{file}:{line}" if file else ""
         text = ""
         if not short:
-            text = "".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-20))
+            trace = _of_task(error.__traceback__)
+            text = "".join(traceback.format_exception(type(error), error, trace, limit=-FRAMES_MAX))
         return self._encode(reason, type(error).__name__, message, text, where)
 
     def _encode(self, reason: str, kind: str, message: str, text: str, where: str = "") -> bytes:
@@ -158,6 +162,19 @@ def _unknown_delay_ms(unknowns: int) -> int:
 
 def _retried(task: Task[..., Any], error: Exception) -> bool:
     return isinstance(error, task.retry_on) and not isinstance(error, task.no_retry_on)
+
+
+def _of_task(trace: TracebackType | None) -> TracebackType | None:
+    """The part of a traceback that begins in the task's own code: ours says nothing to its author."""
+    inner = trace
+    while inner is not None and inner.tb_next is not None and _is_ours(inner):
+        inner = inner.tb_next
+    return inner
+
+
+def _is_ours(trace: TracebackType) -> bool:
+    name = trace.tb_frame.f_code.co_filename
+    return name.endswith("_dispatch.pxi") or name == _RUNNER or name.endswith("_pure_board.py")
 
 
 def _raised_at(trace: TracebackType | None) -> tuple[str, int]:

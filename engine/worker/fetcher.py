@@ -24,7 +24,8 @@ from tqe.worker.settler import Settler
 
 log = logging.getLogger("tqe.worker")
 
-JOBS_FIRST: Final = 64  # budget of a fetch while nothing is known of how long jobs take
+JOBS_FIRST: Final = 64  # budget of the first fetch
+GROWTH: Final = 4
 JOBS_MAX: Final = 16_384
 
 
@@ -53,6 +54,7 @@ class Fetcher:
         self._admission = Admission(runner.entries, quantum_ns=settings.quantum_us * 1000)
         self._calls: working.Fetcher | None = None
         self._mismatches = 0
+        self._jobs_budget = JOBS_FIRST
         self._unanswered: asyncio.Future[Any] | None = None
         self.sent_at = 0  # ns
         self.empty = False  # the last fetch brought nothing: wait for a token
@@ -85,11 +87,7 @@ class Fetcher:
         """The next fetch, with budgets from the measured time of jobs."""
         if self._calls is None:
             raise RuntimeError("begin() first")
-        means = [entry.mean_ns for entry in self._runner.entries.values() if entry.mean_ns > 0]
-        jobs = JOBS_FIRST
-        if means:
-            fastest = min(means)
-            jobs = max(1, min(JOBS_MAX, int(self._settings.quantum_us * 1000 / fastest)))
+        jobs = self._jobs_budget
         if self._runner.active:
             jobs = min(jobs, self._runner.free_slots)
         free_rows, _ = self._slot.free_rows()
@@ -136,10 +134,12 @@ class Fetcher:
         self._view.add("fetched", jobs)
         for frame, error in odd:
             self._refuse(frame, error)
+        held_before_ns = self._hold.held_ns
         per_job_ns = self._admission.quick(jobs, self._hold.held_ns)
         if per_job_ns is not None and not cancels and not any(lease.header.options for lease in leases[:1]):
             self._hold.add_all(leases, per_job_ns)
             self._waited(leases, now_us)
+            self._plan(jobs, jobs, self._hold.held_ns - held_before_ns)
             return
         wanted = {frames[at]: indexes for at, indexes in (cancels or {}).items()}
         for lease in leases:
@@ -150,6 +150,22 @@ class Fetcher:
             self._keep(lease)
             self._hold.add(lease)
         self._waited(leases, now_us)
+        kept = sum(lease.stop - lease.next for lease in leases)
+        self._plan(jobs, kept, self._hold.held_ns - held_before_ns)
+
+    def _plan(self, jobs: int, kept: int, predicted_ns: float) -> None:
+        """How many jobs to ask for next time.
+
+        What this fetch brought is the best guess of what waits behind it. A worker that asked for thousands because some type is
+        short, and then met long ones, would carry each of them back and forth. So after a give-back it asks for what it
+        kept, and grows from there, but not beyond a quantum of such jobs.
+        """
+        if not jobs:
+            return
+        budget = kept if kept < jobs else max(self._jobs_budget, jobs) * GROWTH
+        if predicted_ns > 0:
+            budget = min(budget, int(self._settings.quantum_us * 1000 / predicted_ns * kept))
+        self._jobs_budget = max(1, min(budget, JOBS_MAX))
 
     def _refuse(self, frame: bytes, error: FrameError | None) -> None:
         if error is None:
