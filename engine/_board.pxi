@@ -96,6 +96,7 @@ def board_constants():
     }
 
 
+@cython.final
 cdef class Slot:
     """A worker's own slot: it alone writes rows, states and records; the steward reads them when the worker is dead."""
 

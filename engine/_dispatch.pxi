@@ -35,6 +35,7 @@ RUN_SPECIAL = _SPECIAL  # the next job needs Python: take() it
 cdef tuple _EMPTY = ()
 
 
+@cython.final
 cdef class Entry:
     """A task as the hot path sees it. `mean_ns` < 0 means never measured."""
 
@@ -118,6 +119,7 @@ cdef class Entry:
         tqe_add(self._block + word, 1)
 
 
+@cython.final
 cdef class Lease:
     """A frame that this worker holds: where the walk stands, and its row on the board."""
 
@@ -373,6 +375,7 @@ cdef tuple done_key(Lease lease):
     )
 
 
+@cython.final
 cdef class Runner:
     """Runs the jobs of leases on the calling thread. One a worker.
 

@@ -23,7 +23,9 @@ class Measured(Protocol):
 
     mean_ns: float
     seen: int
-    is_async: bool
+
+    @property
+    def is_async(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class Admission:
             if task.is_async or task.seen < RAMP[-1][0]:
                 return None
             slowest = max(slowest, task.mean_ns)
-        # Twice the quantum, since a fetch that went out in time meets what was still at hand: giving back would be the dearer part.
+        # Twice the quantum, since a fetch that went out in time meets what was still at hand: giving back
+        # would be the dearer part.
         return slowest if held_ns + slowest * jobs <= 2 * self._quantum_ns else None
 
     def _ramp(self, task: Measured) -> int:

@@ -156,9 +156,9 @@ class Fetcher:
     def _plan(self, jobs: int, kept: int, predicted_ns: float) -> None:
         """How many jobs to ask for next time.
 
-        What this fetch brought is the best guess of what waits behind it. A worker that asked for thousands because some type is
-        short, and then met long ones, would carry each of them back and forth. So after a give-back it asks for what it
-        kept, and grows from there, but not beyond a quantum of such jobs.
+        What this fetch brought is the best guess of what waits behind it. A worker that asked for thousands
+        because some type is short, and then met long ones, would carry each of them back and forth. So after
+        a give-back it asks for what it kept, and grows from there, but not beyond a quantum of such jobs.
         """
         if not jobs:
             return

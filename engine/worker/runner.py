@@ -465,11 +465,15 @@ class JobRunner:
             log.warning(
                 "job %s (%s): its result is not JSON and was dropped: %s", _id(lease, index), entry.name, e
             )
-            note = {"reason": "result", "message": f"the result is not JSON: {e}"[:500]}
-            self._record(lease, index, Outcome(layout.OUT_DONE, _ENCODER.encode(note)))
+            told = {"reason": "result", "message": f"the result is not JSON: {e}"[:500]}
+            self._record(lease, index, Outcome(layout.OUT_DONE, _ENCODER.encode(told)))
             return
         if len(encoded) > self._settings.result_max_bytes:
-            note = {"reason": "result_too_large", "message": f"{len(encoded)} bytes", "bytes": len(encoded)}
+            note: dict[str, object] = {
+                "reason": "result_too_large",
+                "message": f"{len(encoded)} bytes",
+                "bytes": len(encoded),
+            }
             self._record(lease, index, Outcome(layout.OUT_DONE, _ENCODER.encode(note)))
             return
         self._record(lease, index, Outcome(layout.OUT_DONE, b""), encoded)
