@@ -28,6 +28,11 @@ APP = "tests.chaos.app:app"
 JOURNAL_VARIABLE = "CHAOS_JOURNAL"
 
 
+def python_path() -> str:
+    """Where a child finds this package; whatever came first for us comes first for it."""
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(ROOT)]))
+
+
 # ---- any process
 
 
@@ -106,7 +111,7 @@ class TqeRun:
         self._command += ["--no-pin", *args]
         self._env = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": python_path(),
             "PYTHONUNBUFFERED": "1",
             "TQE_DATA_DIR": str(folder / "data"),
             JOURNAL_VARIABLE: str(folder),
@@ -282,7 +287,7 @@ class TqeRun:
 def tqe(*args: str, redis_url: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
     """One run of the command line, as a user would."""
     command = [TQE, *args, "--redis", redis_url]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": python_path()}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
 
 
