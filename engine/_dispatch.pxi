@@ -3,6 +3,8 @@
 # No system call and no clock call per job: tiny jobs are timed in runs of 32, and the quantum and the lease end are compared where
 # the clock is read. What is not the plain case (options, zstd, cancels, coroutines, unknown types) leaves to Python.
 
+import msgspec
+
 cdef extern from "Python.h":
     object PyMemoryView_FromMemory(char *mem, Py_ssize_t size, int flags)
     object PyObject_CallOneArg(object f, object a)
@@ -33,6 +35,7 @@ RUN_LEASE_END = _LEASE_END  # until_ns lies behind us: start nothing more
 RUN_SPECIAL = _SPECIAL  # the next job needs Python: take() it
 
 cdef tuple _EMPTY = ()
+cdef object _decode = msgspec.json.decode
 
 
 @cython.final
@@ -149,6 +152,11 @@ cdef class Lease:
         self._open(frame, slot, rank)
 
     cdef int _open(self, bytes frame, Slot slot, int rank) except -1:
+        if self._head.options_bytes:
+            try:
+                self.options = _decode(PyBytes_FromStringAndSize(<const char *>self._head.data + F_HEADER, self._head.options_bytes))
+            except msgspec.DecodeError as e:
+                raise DamagedFrame("the options of the frame are no JSON") from e
         self.row = slot._take_row(<const char *>self._head.data + AT_ID, self._head.base, self._head.n, self._head.run)
         self.frame = frame
         self.rank = rank
@@ -297,6 +305,9 @@ def admit(list frames not None, Slot slot not None, dict ranks not None, int oth
             lease._open(frame, slot, rank)
         except IndexError:
             odd.append((frame, None))
+            continue
+        except DamagedFrame as e:
+            odd.append((frame, e))
             continue
         jobs += lease._head.n
         leases.append(lease)
@@ -491,7 +502,7 @@ cdef class Runner:
             p += 5 + type_bytes
             lease._pos = p + word
             lease.next += 1
-            self._execute(lease, lease.next - 1, entry, PyMemoryView_FromMemory(<char *>p, word, PyBUF_READ))
+            self._execute(lease, lease.next - 1, entry, PyBytes_FromStringAndSize(<char *>p, word))
             p = lease._pos
             self._counted += 1
             if self._counted >= RUN_OF or entry.mean_ns >= TINY_NS or entry.seen < RUN_OF:

@@ -141,11 +141,10 @@ class SlotView:
             found.append(self._row(number, start, span))
         if records:
             by_number = {row.number: row for row in found}
-            for half in range(layout.HALVES):
-                for row_number, record in self.records(half):
-                    row = by_number.get(row_number)
-                    if row is not None:
-                        row.records[record.index] = record
+            for row_number, record in self.all_records():
+                row = by_number.get(row_number)
+                if row is not None:
+                    row.records[record.index] = record
         return found
 
     def row(self, number: int) -> Row:
@@ -167,6 +166,12 @@ class SlotView:
             run=self._words[(start + layout.R_RUN) // layout.WORD],
             states=bytes(self._bytes[at : at + size]),
         )
+
+    def all_records(self) -> Iterator[tuple[int, Record]]:
+        """Records of both halves, the one in use last: where a job stands in both, the later one is the truth."""
+        half = self.get(layout.C_HALF) & 1
+        yield from self.records(1 - half)
+        yield from self.records(half)
 
     def records(self, half: int) -> Iterator[tuple[int, Record]]:
         """(row number, record) of one outcome half, in the order in which they were written; ends at the

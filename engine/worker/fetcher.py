@@ -7,8 +7,6 @@ import asyncio
 import logging
 from typing import Any, Final
 
-import msgspec
-
 from tqe import clock, formats
 from tqe.board.board import SlotView
 from tqe.codec import hot
@@ -136,16 +134,13 @@ class Fetcher:
             self._refuse(frame, error)
         held_before_ns = self._hold.held_ns
         per_job_ns = self._admission.quick(jobs, self._hold.held_ns)
-        if per_job_ns is not None and not cancels and not any(lease.header.options for lease in leases[:1]):
+        if per_job_ns is not None and not cancels:
             self._hold.add_all(leases, per_job_ns)
             self._waited(leases, now_us)
             self._plan(jobs, jobs, self._hold.held_ns - held_before_ns)
             return
         wanted = {frames[at]: indexes for at, indexes in (cancels or {}).items()}
         for lease in leases:
-            header = lease.header
-            if header.options:
-                lease.options = msgspec.json.decode(header.options)
             lease.cancels = wanted.get(lease.frame)
             self._keep(lease)
             self._hold.add(lease)

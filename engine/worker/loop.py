@@ -103,12 +103,15 @@ class Worker:
     async def run(self) -> None:
         """Register, work, drain, leave."""
         ticker = asyncio.get_running_loop().create_task(self._tick())
+        ticker.add_done_callback(self._wake)
         try:
             await self._take_over()
             await self._learn_means()
             self._view.set(layout.C_READY, 1)
             while not self._finished():
                 await self._turn()
+                if ticker.done():
+                    ticker.result()  # without it nobody looks at the board or at overdue replies
             await self._link.leave()
         except Stopped:
             log.warning(
@@ -285,10 +288,9 @@ class Worker:
             self._fetcher.trouble = True
             return
         if word in (layout.STOP_DRAIN, layout.STOP_NOW):
-            if not self._draining:
-                self._draining = True
-                self._view.set(layout.C_PHASE, layout.PHASE_DRAIN)
-                self._hold.give_back_all()
+            self._draining = True
+            self._view.set(layout.C_PHASE, layout.PHASE_DRAIN)
+            self._hold.give_back_all()  # each time: a fetch that was under way may have brought more
             if word == layout.STOP_NOW:
                 self.runner.return_running()
 
@@ -359,6 +361,8 @@ class Worker:
         self._slot.reset_halves()
         self.runner.full = False
         self.runner.release_outcomes()
+        # Coroutines may have ended meanwhile.
+        self._hold.ended[:] = [lease for lease in self._hold if lease.ended()]
         self._fetcher.take_in([frame for _, frame in unknown])
 
     def _reconcile(self, taken: working.Taken) -> list[tuple[bytes, bytes]]:

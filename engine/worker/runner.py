@@ -403,7 +403,7 @@ class JobRunner:
         if error is None:
             self._succeeded(job, future.result())
             return
-        if isinstance(error, asyncio.CancelledError) and job.ending == "return":
+        if isinstance(error, asyncio.CancelledError | SoftTimeLimit) and job.ending == "return":
             self._record(lease, job.index, Outcome(layout.OUT_RETURNED, b""))
             return
         if isinstance(error, asyncio.CancelledError) and job.ending == "timeout":
@@ -479,6 +479,8 @@ class JobRunner:
         self._record(lease, index, Outcome(layout.OUT_DONE, b""), encoded)
 
     def _record(self, lease: hot.Lease, index: int, outcome: Outcome, result: bytes = b"") -> None:
+        if lease.lost:
+            return  # it will be refused; and its row may be another lease's before the record is gone
         if self._late is None and self._slot.room() < len(outcome.error) + len(result) + 128:
             # No room: the outcome waits in memory until the next settle has freed a half. A crash now would
             # run the job again.

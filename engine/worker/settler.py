@@ -209,9 +209,8 @@ class Settler:
 
     def _records(self) -> dict[int, dict[int, Record]]:
         found: dict[int, dict[int, Record]] = {}
-        for half in range(layout.HALVES):
-            for row, record in self._view.records(half):
-                found.setdefault(row, {})[record.index] = record
+        for row, record in self._view.all_records():
+            found.setdefault(row, {})[record.index] = record
         return found
 
     def _close(self, leases: list[hot.Lease]) -> None:
