@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.arena import RETRY_BASE_MS, Arena
+from tests.chaos.audit import parse_frame
 from tests.chaos.checker import Limits, Report
 from tests.chaos.journal import load, now_ns
 from tests.chaos.procs import TqeRun
@@ -152,6 +153,50 @@ def test_frozen_steward_is_replaced(arena: Arena, rounds: int) -> None:
         with run.stopped(pid, "freeze_steward"):
             wait_until(lambda old=pid: run.steward() not in (0, old), 20, "another steward")  # type: ignore[misc]
         arena.wait_drained()
+    report = arena.finish(limits(redis_reruns=False))
+    only(report)
+    assert report.finals["completed"] == report.jobs
+
+
+@pytest.mark.parametrize("rounds", [short_form(1), long_form(10)])
+def test_frozen_supervisor_stops_nobody(arena: Arena, rounds: int) -> None:
+    """Workers and steward go on without it; when it wakes it must not take its own sleep for theirs."""
+    run = arena.run(procs=2, lease_s=LEASE_S)
+    producer = arena.producer()
+    for _ in range(rounds):
+        family = run.children()
+        with run.stopped(run.pid, "freeze_supervisor"):
+            producer.bulk("LONG", 4, lambda n: {"ms": 1000})
+            producer.bulk("QUICK", 500, lambda n: {"us": 100})
+            wait_until(lambda: arena.jobs_left() == 0, 30, "jobs end without their supervisor")
+            time.sleep(2 * LEASE_S)
+        producer.bulk("QUICK", 500, lambda n: {"us": 100})
+        arena.wait_drained()
+        assert run.children() == family
+    report = arena.finish(limits(redis_reruns=False))
+    only(report)
+    assert report.finals["completed"] == report.jobs
+
+
+@pytest.mark.parametrize("jobs", [short_form(3), long_form(50)])
+def test_lease_that_its_worker_does_not_know_of_runs_all_the_same(arena: Arena, jobs: int) -> None:
+    """As a late fetch, or a failover, leaves it: in the hash of a live worker that never heard of it."""
+    arena.run(procs=2, lease_s=LEASE_S)
+    producer, redis = arena.producer(), arena.direct
+    for _ in range(jobs):
+        producer.app.client.pause("low")
+        producer.bulk("QUICK", 2, priority="low")
+        raw = redis.lpop("tq:{0}:queue:low")
+        frame = parse_frame(raw)
+        assert frame is not None
+        incarnation = arena.rng.choice(redis.zrange("tq:{0}:incarnations", 0, -1)).decode()
+        redis.hset(f"tq:{{0}}:processing:{incarnation}", frame.lease, raw)
+        redis.hdel("tq:{0}:depth", "low")
+        producer.app.client.resume("low")  # it may also give it back to its lane
+        began = time.monotonic()
+        wait_until(lambda: arena.jobs_left() == 0, 3 * LEASE_S, "the planted lease ran")
+        assert time.monotonic() - began < 2 * LEASE_S
+    arena.wait_drained()
     report = arena.finish(limits(redis_reruns=False))
     only(report)
     assert report.finals["completed"] == report.jobs

@@ -1,4 +1,4 @@
-"""Proves that the campaigns can fail: each protection is taken out of a copy of the engine, and one must go red.
+"""Proves that the campaigns can fail: a copy of the engine without one protection must turn one of them red.
 
 A mutant whose text is not found any more fails too: then the protection has moved, and the mutant with it.
 """
