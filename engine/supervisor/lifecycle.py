@@ -136,6 +136,7 @@ def run(
     load_app: Callable[[str], Any],
     *,
     redis_url: str,
+    pins: affinity.Pins | None = None,
     run_worker: RunWorker | None = None,
     run_steward: RunSteward | None = None,
     revive: Callable[[], None] | None = None,
@@ -144,8 +145,8 @@ def run(
     """Run workers until told to stop, and answer with the exit code. Raises AppImportError before any fork.
 
     Nothing of Redis may be open in the calling process, and it should have no other threads. `load_app` is
-    called here, or in each worker if the app is not imported before the fork. `revive` brings an embedded
-    server back, and is called by the steward.
+    called here, or in each worker if the app is not imported before the fork. `pins` are decided here unless
+    they are given. `revive` brings an embedded server back, and is called by the steward.
     """
     run_worker = run_worker or work
     run_steward = run_steward or partial(steward.run_steward, revive=revive)
@@ -155,8 +156,9 @@ def run(
     board.set(layout.H_SUPERVISOR_PID, os.getpid())
     board.set(layout.H_LEASE_MS, settings.lease_ms)
     app = preload.load(app_path, load_app) if settings.preload else None
-    pins = affinity.plan(settings.procs, pin=settings.pin)
-    _log.info(f"workers are {pins.reason}")
+    if pins is None:
+        pins = affinity.plan(settings.procs, pin=settings.pin)
+        _log.info(f"workers are {pins.reason}")
     supervisor = Supervisor(
         settings,
         board,

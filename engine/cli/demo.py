@@ -1,0 +1,7 @@
+"""The demo: `tqe demo`."""
+
+import click
+
+
+@click.command()
+def demo() -> None: ...

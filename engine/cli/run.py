@@ -1,0 +1,192 @@
+"""Running workers: `tqe run`."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import click
+
+from tqe import __version__
+from tqe import app as app_module
+from tqe import settings as settings_module
+from tqe.app import App
+from tqe.cli.options import seconds_as_ms, where_options
+from tqe.cli.output import facts, show
+from tqe.cli.server import Meeting, Met
+from tqe.errors import SettingsError
+from tqe.settings import Settings
+from tqe.telemetry import logs
+
+TASKS_SHOWN: Final = 8
+
+
+@click.command()
+@click.argument("app", metavar="[APP]", required=False)
+@click.option("--procs", metavar="N", help="Worker processes.  [default: the CPUs that we may use]")
+@click.option("--lanes", metavar="A,B,C", help="Lanes, highest rank first.  [default: high,normal,low]")
+@click.option("--concurrency", metavar="N", help="Async jobs that a worker runs at once.  [default: 100]")
+@click.option("--lease", type=float, metavar="SECONDS", help="When an unrenewed lease ends.  [default: 15]")
+@click.option(
+    "--grace", type=float, metavar="SECONDS", help="What running jobs get at a stop.  [default: 30]"
+)
+@click.option("--burst", is_flag=True, default=None, help="Stop when no job is left.")
+@click.option("--pin/--no-pin", default=None, help="Whether to give each worker a CPU.  [default: pin]")
+@click.option(
+    "--preload/--no-preload",
+    default=None,
+    help="Whether to import the app once before the fork; with --no-preload SIGHUP picks up new code.",
+)
+@click.option("--metrics-port", metavar="PORT", help="Serve Prometheus metrics there (0: any free port).")
+@where_options
+@click.pass_context
+def run(
+    ctx: click.Context, /, app: str | None, lease: float | None, grace: float | None, **given: Any
+) -> None:
+    """Run workers for APP, given as module:attribute.
+
+    Ctrl-C or SIGTERM drains: no new jobs, running ones get --grace to end, the rest goes back to the queue
+    uncharged, exit code 0. A second one stops at once. SIGHUP replaces the workers one by one.
+
+    Without APP, the setting `app` counts (tqe.toml or TQE_APP).
+
+    \b
+    Examples:
+      tqe run tasks:app --procs 8
+      tqe run tasks:app --redis redis://10.0.0.5:6379/0 --lanes high,normal
+      tqe run tasks:app --burst                        run what is there, then stop
+      tqe run tasks:app --metrics-port 9100
+    """
+    command_line = {"app": app, **seconds_as_ms({"lease_ms": lease, "grace_ms": grace}), **given}
+    first = settings_module.load(cli=command_line)
+    if first.app is None:
+        raise click.UsageError("give the APP to run as module:attribute, for example: tqe run tasks:app")
+    ctx.exit(serve(first.app, first, command_line))
+
+
+def serve(path: str, first: Settings, command_line: Mapping[str, Any]) -> int:
+    """Import the app, meet Redis, say what runs where, and supervise until the end; the exit code."""
+    from tqe.supervisor import affinity, lifecycle
+
+    logs.configure(level=first.log_level, style=first.log_format)
+    loaded, code = _load(path, preload=first.preload)
+    settings = settings_module.load(code=code, cli=command_line)
+    logs.configure(level=settings.log_level, style=settings.log_format)
+    if settings.metrics_port == 0:
+        settings = replace(settings, metrics_port=_free_port())
+    elif settings.metrics_port is not None:
+        lifecycle.check_port(settings.metrics_port)
+    with Meeting(settings) as meeting:
+        met = meeting.met
+    try:
+        pins = affinity.plan(settings.procs, pin=settings.pin)
+        _introduce(path, loaded, settings, met, pins.reason)
+        return lifecycle.run(
+            path,
+            # An app that was not imported by now is imported by each worker.
+            replace(settings, preload=loaded is not None),
+            _loader(loaded, settings),
+            redis_url=met.url,
+            pins=pins,
+            revive=None if met.own is None else met.own.revive,
+        )
+    finally:
+        if met.own is not None:
+            met.own.close()
+
+
+# ------------------------------------------------------------------ the app
+
+
+def _load(path: str, *, preload: bool) -> tuple[App | None, dict[str, Any]]:
+    """The app, if it may be imported before the fork, and the settings that its code gives."""
+    from tqe.supervisor import preload as preloading
+
+    if preload:
+        loaded = preloading.load(path, app_module.load_app)
+        if loaded is not None:
+            return loaded, loaded.code_settings
+    return None, _code_settings(path)
+
+
+def _code_settings(path: str) -> dict[str, Any]:
+    """What the code of an app says that must not be imported here: asked in a child, which then ends."""
+    from tqe.supervisor import process
+
+    def look() -> bytes:
+        code = app_module.load_app(path).code_settings
+        return json.dumps(code, default=str).encode()
+
+    answer = process.probe(look)
+    if answer is None:
+        # The same import again, to say what is wrong with it.
+        code: dict[str, Any] = app_module.load_app(path).code_settings
+        return code
+    found: dict[str, Any] = json.loads(answer)
+    return found
+
+
+def _loader(loaded: App | None, settings: Settings) -> Callable[[str], App]:
+    """How a worker gets at the app, with the settings of this run: a task that submits meets the same
+    Redis."""
+
+    def load(path: str) -> App:
+        app = app_module.load_app(path) if loaded is None else loaded
+        app.configure(settings)
+        return app
+
+    return load
+
+
+# ------------------------------------------------------------------ what people see first
+
+
+def _introduce(path: str, loaded: App | None, settings: Settings, met: Met, pinning: str) -> None:
+    """One block that says what runs where; for machines, the same as an event."""
+    rows = {
+        "app": _tasks(path, loaded),
+        "redis": met.place,
+        "data": str(settings.data_dir) if met.own is not None else None,
+        "lanes": " > ".join(settings.lanes),
+        "workers": _workers(settings, pinning),
+        "metrics": f"http://localhost:{settings.metrics_port}/metrics" if settings.metrics_port else None,
+        "stop": f"Ctrl-C; running jobs then have {settings.grace_ms / 1000:g} s",
+    }
+    log = logs.get("cli")
+    if settings.log_format == "json":
+        log.info("starting", **{name: value for name, value in rows.items() if value is not None})
+    else:
+        click.secho(f"tqe {__version__}", bold=True, err=True)
+        show(facts([(f"  {name}", value) for name, value in rows.items()]), stderr=True)
+    for finding in met.findings:
+        if finding.level == "warning":
+            log.warning(finding.text)
+
+
+def _tasks(path: str, loaded: App | None) -> str:
+    if loaded is None:
+        return f"{path}, imported by each worker"
+    names = sorted(task.name for task in loaded.registry)
+    if not names:
+        return f"{path}, which has no tasks: jobs will wait"
+    more = f", … ({len(names)} tasks)" if len(names) > TASKS_SHOWN else ""
+    return f"{path}: {', '.join(names[:TASKS_SHOWN])}{more}"
+
+
+def _workers(settings: Settings, pinning: str) -> str:
+    until = ", until no job is left" if settings.burst else ""
+    return f"{settings.procs} processes{until}; {pinning}"
+
+
+def _free_port() -> int:
+    """A port that is free now: the steward would take another one each time that it starts anew."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(("0.0.0.0", 0))
+        except OSError as e:
+            raise SettingsError(f"no port is free for metrics: {e.strerror}") from e
+        port: int = probe.getsockname()[1]
+        return port
