@@ -170,8 +170,10 @@ class JobRunner:
             return
         self._view.set(layout.C_CANCEL_ROW, 0)
         row, index = (word >> 32) - 1, word & 0xFFFF
+        # By now the row may be another frame's: the mark names the frame too.
+        frame_id = self._view.text(layout.C_CANCEL_ID).encode()
         for job in list(self.active):
-            if job.lease.row == row and job.index == index:
+            if job.lease.row == row and job.index == index and job.lease.frame_id == frame_id:
                 self._end(job, "cancel")
 
     def return_running(self) -> None:
