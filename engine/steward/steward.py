@@ -185,8 +185,7 @@ def run_steward(
         board.set(layout.H_STEWARD_BEAT, SYSTEM.boottime_ns())
 
     beat()
-    # Below half of what the supervisor tolerates: connecting and asking may each take that long.
-    door = housekeeping.Door(redis_url, timeout_s=settings.lease_ms / 8000, beat=beat)
+    door = open_door(settings, redis_url, beat)
     context = Context(settings, board, door, Keys(settings.namespace), host_name())
     reader = TotalsReader(context)
     steward = Steward(context, make_duties(context, reader), revive=revive)
@@ -205,6 +204,12 @@ def run_steward(
             door.close()
         if served is not None:
             served.close()
+
+
+def open_door(settings: Settings, redis_url: str, beat: Callable[[], None]) -> housekeeping.Door:
+    """The steward's way to Redis, with a patience below half of what the supervisor has with the steward's beat:
+    connecting and asking may each take that long."""
+    return housekeeping.Door(redis_url, timeout_s=settings.lease_ms / 8000, beat=beat)
 
 
 def make_duties(context: Context, reader: TotalsReader) -> list[Duty]:

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import random
 import select
 import signal
 import sys
@@ -167,8 +166,7 @@ def _die_with(parent: int) -> None:
 
 
 def _reseed() -> None:
-    """Children that share a random state draw the same jitter and the same ids."""
-    random.seed()
+    """Children that share a random state draw the same numbers. Python's own reseeds itself after a fork."""
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         with contextlib.suppress(Exception):

@@ -18,6 +18,7 @@ from tqe.steward.canceller import Canceller, CancelReport
 from tqe.steward.delayed import Delayed, PromoteReport, Unparker, UnparkReport
 from tqe.steward.publisher import MEAN_CHANGE, TTL_MS, Publisher
 from tqe.steward.trimmer import Trimmer
+from tqe.store import housekeeping
 
 
 @pytest.fixture
@@ -334,6 +335,23 @@ def test_a_change_in_the_last_moment_wins(scene: Scene, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(client, "pipeline", moved_first)
     # through another client, as the change comes from another process
+    assert duty.run_once() == AuditReport()
+    assert scene.depth() == {"high": 8}
+
+
+def test_a_change_after_the_count_wins(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.client.rpush(scene.keys.queue("high"), frame(1, 3))
+    scene.client.hset(scene.keys.depth, "high", 7)
+    duty = auditor(scene)
+    duty.run_once()
+    scene.clock.advance(ms=600_000)
+    correct = housekeeping.correct_depth
+
+    def late(*args: Any) -> bool:
+        scene.client.hincrby(scene.keys.depth, "high", 1)
+        return correct(*args)
+
+    monkeypatch.setattr(housekeeping, "correct_depth", late)
     assert duty.run_once() == AuditReport()
     assert scene.depth() == {"high": 8}
 

@@ -108,7 +108,7 @@ def test_an_embedded_server_that_stays_away_is_asked_back_without_stopping_the_l
     bad, good = Spy("bad", 0.1), Spy("good", 0.1)
     bad.error = RedisUnavailable("away")
     steward = Steward(scene.context, [bad, good], clock=scene.clock, revive=revive)
-    turns(scene, steward, 250)
+    turns(scene, steward, 100)
     assert asked == []  # a lost connection heals by itself
     turns(scene, steward, 20_000)
     assert asked == ["revive"]  # one at a time
@@ -149,7 +149,7 @@ def test_a_redis_that_hangs_costs_one_timeout_at_a_time(make_redis: Callable[...
 
     board = Board(2)
     settings = Settings(lease_ms=1_000, procs=1)
-    door = housekeeping.Door(server.url, timeout_s=settings.lease_ms / 8000, beat=beat)
+    door = steward.open_door(settings, server.url, beat)
     context = steward.Context(settings, board, door, Keys(), "here")
     slot = board.slots[0]
     slot.set(layout.C_STATE, layout.LIVE)

@@ -193,6 +193,20 @@ def test_beside_the_one_on_the_board_started_jobs_are_not_blamed(scene: Scene) -
     assert scene.delayed() == ["1.2.1 run=1 crashes=1"]
 
 
+def test_who_dies_outside_of_user_code_has_nobody_to_blame(scene: Scene) -> None:
+    """The words of the step before still stand on the board: row 0, index 0."""
+    worker = scene.worker()
+    one = frame(1, 2)
+    scene.hold(worker.incarnation, one)
+    row = worker.lease(one)
+    worker.runs(row, 0)
+    worker.view.set(layout.C_IN_USER, 0)  # a coroutine that waits
+    worker.dies()
+    recover(scene)
+    assert scene.sorted() == ["1.0.1 run=1", "1.1.1"]
+    assert scene.delayed() == []
+
+
 def test_a_worker_that_died_during_a_takeover_has_both_ids_recovered(scene: Scene) -> None:
     worker = scene.worker(name="OLD".ljust(26, "-"), next_name="NEW".ljust(26, "-"))
     scene.hold("OLD".ljust(26, "-"), frame(1))

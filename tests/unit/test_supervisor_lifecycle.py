@@ -2,10 +2,13 @@
 
 import signal
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from tqe.errors import SettingsError
+from tqe.supervisor import process
 from tqe.supervisor.lifecycle import Backoff, Tuning, check_port, slots_of
 from tqe.supervisor.process import SOFT_SIGNAL, Death, signal_name
 
@@ -51,3 +54,11 @@ def test_deaths_have_names() -> None:
     assert Death(1, signal.SIGSEGV, 0).how == "SIGSEGV"
     assert Death(1, 0, 3).how == "exit 3"
     assert signal_name(SOFT_SIGNAL) == f"signal {int(SOFT_SIGNAL)}"
+
+
+def test_numpy_draws_other_numbers_in_each_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[tuple[object, ...]] = []
+    numpy = SimpleNamespace(random=SimpleNamespace(seed=lambda *args: seeds.append(args)))
+    monkeypatch.setitem(sys.modules, "numpy", numpy)  # type: ignore[arg-type]
+    process._reseed()
+    assert seeds == [()]  # fresh entropy, no number of ours
