@@ -345,10 +345,14 @@ class JobRunner:
             raise _ArgumentsError(e) from e
         coroutine = self.native.invoke(job.entry, arguments)
         limits = job.limits
-        return await self.native.steps(
-            coroutine, job.lease, job.index, job.entry,
-            timeout_ms=limits.timeout_ms, hard_ms=limits.hard_ms, retries=limits.packed,
-        )  # fmt: skip
+        try:
+            return await self.native.steps(
+                coroutine, job.lease, job.index, job.entry,
+                timeout_ms=limits.timeout_ms, hard_ms=limits.hard_ms, retries=limits.packed,
+            )  # fmt: skip
+        except (SystemExit, KeyboardInterrupt) as e:
+            # A Task passes these on to the event loop, which would end the worker and all that runs in it.
+            raise _Escaped(e) from e
 
     def _help(self, job: Running, body: bytes) -> Any:
         """Runs on the helper thread."""
@@ -414,10 +418,8 @@ class JobRunner:
             error = JobCancelled("the job was cancelled")
         self._own = job.limits
         try:
-            if isinstance(error, _ArgumentsError):
-                self._failed(lease, job.index, job.entry, error.cause, True)
-            else:
-                self._failed(lease, job.index, job.entry, error, False)
+            cause = error.cause if isinstance(error, _Escaped) else error
+            self._failed(lease, job.index, job.entry, cause, isinstance(error, _ArgumentsError))
         finally:
             self._own = None
 
@@ -522,12 +524,16 @@ class JobRunner:
         )
 
 
-class _ArgumentsError(Exception):
-    """The arguments of a job beside others could not be decoded."""
+class _Escaped(Exception):
+    """What a job beside others raised, wrapped so that it ends the job and nothing else."""
 
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(type(cause).__name__)
         self.cause = cause
+
+
+class _ArgumentsError(_Escaped):
+    """The arguments of a job beside others could not be decoded."""
 
 
 def _id(lease: hot.Lease, index: int) -> str:
