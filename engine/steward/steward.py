@@ -207,8 +207,8 @@ def run_steward(
 
 
 def open_door(settings: Settings, redis_url: str, beat: Callable[[], None]) -> housekeeping.Door:
-    """The steward's way to Redis. It waits for less than half of what the supervisor grants our beat: connecting
-    and asking may each take that long."""
+    """The steward's way to Redis. It waits for less than half of what the supervisor grants our beat:
+    connecting and asking may each take that long."""
     return housekeeping.Door(redis_url, timeout_s=settings.lease_ms / 8000, beat=beat)
 
 

@@ -95,6 +95,7 @@ class Backoff:
     """Deaths in a row that came too early, and when the next start is due."""
 
     tuning: Tuning
+    cap_ns: int = 0  # 0: the usual one
     failures: int = 0
     not_before_ns: int = 0
 
@@ -105,7 +106,10 @@ class Backoff:
             self.not_before_ns = now_ns
             return 0
         self.failures += 1
-        whole = min(self.tuning.backoff_cap_ns, self.tuning.backoff_first_ns << min(self.failures - 1, 30))
+        whole = min(
+            self.cap_ns or self.tuning.backoff_cap_ns,
+            self.tuning.backoff_first_ns << min(self.failures - 1, 30),
+        )
         delay = whole // 2 + random.randrange(whole // 2 + 1)
         self.not_before_ns = now_ns + delay
         return delay
@@ -256,7 +260,8 @@ class Supervisor:
         self._limits = Limits()
         self._steward_pid = 0
         self._steward_started_ns = 0
-        self._steward_backoff = Backoff(self.tuning)
+        # Without a steward no lease is renewed, so its next one never waits for long.
+        self._steward_backoff = Backoff(self.tuning, cap_ns=min(2 * _S, self.settings.lease_ms * _MS // 6))
         self._awake_since_ns = clock.boottime_ns()
         self._looked_ns = self._awake_since_ns
         self._start_failures = 0

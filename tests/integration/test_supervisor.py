@@ -215,6 +215,18 @@ def test_a_dead_steward_is_replaced(start: Start) -> None:
     assert all(not gone(w["pid"]) for w in run.events("worker"))
 
 
+def test_a_steward_that_keeps_dying_is_replaced_well_within_a_lease(start: Start) -> None:
+    run = start(steward="die", settings={"lease_ms": 3_000})
+    run.wait("steward", 8)
+    delays = [
+        float(line["event"].rpartition("starts in ")[2].split()[0])
+        for line in run.lines()
+        if "a new one starts in" in line["event"]
+    ]
+    assert len(delays) >= 7 and max(delays) <= 0.5
+    assert run.process.poll() is None
+
+
 def test_a_steward_that_hangs_is_killed_and_replaced(start: Start) -> None:
     run = start(settings={"lease_ms": 1_000}, tuning={"steward_stale_min_ns": _S // 5})
     first = run.wait("steward")[0]

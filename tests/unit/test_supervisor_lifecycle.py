@@ -33,6 +33,11 @@ def test_backoff_doubles_to_its_cap_half_fixed_half_random() -> None:
     assert len({delay * 2 - whole for delay, whole in zip(delays[9:], wholes[9:], strict=True)}) > 1  # jitter
 
 
+def test_a_backoff_may_have_a_lower_cap() -> None:
+    backoff = Backoff(Tuning(), cap_ns=S)
+    assert max(backoff.died(0, young=True) for _ in range(20)) <= S
+
+
 def test_backoff_starts_over_after_a_life_that_worked() -> None:
     backoff = Backoff(Tuning())
     for _ in range(5):
