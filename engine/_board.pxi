@@ -149,13 +149,17 @@ cdef class Slot:
     def narrow_row(self, int row, int base, int n):
         """The lease is now named by this part of the row: one store, so that a kill leaves the old range or the new one."""
         cdef char *p = self._row(row)
-        cdef unsigned long long first = tqe_load(p + R_RANGE) >> 32 & 0xFFFF
-        tqe_store(p + R_RANGE, <unsigned long long>base | <unsigned long long>n << 16 | first << 32 | ROW_LIVE)
+        cdef unsigned long long r = tqe_load(p + R_RANGE)
+        if not r & ROW_LIVE or n < 1 or base < <int>(r & 0xFFFF) or base + n > <int>((r & 0xFFFF) + (r >> 16 & 0xFFFF)):
+            raise ValueError("not a part of the row")
+        tqe_store(p + R_RANGE, <unsigned long long>base | <unsigned long long>n << 16 | r & (<unsigned long long>0xFFFF << 32) | ROW_LIVE)
 
     def close_row(self, int row):
         """Free a row whose settle has been answered."""
         cdef char *p = self._row(row)
         cdef unsigned long long block = tqe_load(p + R_BLOCK)
+        if not tqe_load(p + R_RANGE) & ROW_LIVE:
+            raise ValueError("the row is free already")  # freed twice, two leases would share it
         tqe_store(p + R_RANGE, 0)
         if block:
             self._free_blocks.append(<int>block - 1)
@@ -176,12 +180,14 @@ cdef class Slot:
 
     def set_state(self, int row, int index, int state):
         """Write the state of one job, by its index in the frame."""
-        cdef char *p = self._row(row)
-        cdef unsigned long long r = tqe_load(p + R_RANGE)
+        self._job(row, index)[0] = <unsigned char>state
+
+    cdef unsigned char *_job(self, int row, int index) except NULL:
+        cdef unsigned long long r = tqe_load(self._row(row) + R_RANGE)
         cdef int at = index - <int>(r >> 32 & 0xFFFF)
         if at < 0 or at >= <int>((r & 0xFFFF) + (r >> 16 & 0xFFFF) - (r >> 32 & 0xFFFF)):
             raise IndexError(index)
-        self._states(row)[at] = <unsigned char>state
+        return self._states(row) + at
 
     def room(self):
         """Bytes left in the outcome half in use."""
@@ -190,11 +196,12 @@ cdef class Slot:
     def record(self, int row, int index, int status, *, unsigned int delay_ms=0, unsigned long long started_ms=0,
                unsigned long long finished_ms=0, bytes error=b"", bytes result=b""):
         """Append one outcome, then mark the job `recorded`. The length word goes last: a kill leaves a whole record or none."""
+        cdef unsigned char *state = self._job(row, index)
         if not self._append(row, index, status, delay_ms, started_ms, finished_ms,
                             PyBytes_AS_STRING(error), <unsigned int>PyBytes_GET_SIZE(error),
                             PyBytes_AS_STRING(result), <unsigned int>PyBytes_GET_SIZE(result)):
             raise MemoryError("the outcome half is full")
-        self.set_state(row, index, JOB_RECORDED)
+        state[0] = JOB_RECORDED
 
     def begin_settle(self, rows):
         """Switch halves: what the rows in this settle recorded stays in the old half, all else moves to the new one.
@@ -242,8 +249,7 @@ cdef class Slot:
         cdef unsigned short index16 = <unsigned short>index
         if at + length + 4 > HALF_BYTES:
             return 0
-        if at + length + 4 <= HALF_BYTES - 4:
-            memset(p + length, 0, 4)  # the end mark behind the record, before the record becomes visible
+        memset(p + length, 0, 4)  # the end mark behind the record, before the record becomes visible
         memcpy(p + 4, &row, 4)
         memcpy(p + 8, &index16, 2)
         p[10] = <char>status

@@ -6,11 +6,9 @@
 import msgspec
 
 cdef extern from "Python.h":
-    object PyMemoryView_FromMemory(char *mem, Py_ssize_t size, int flags)
     object PyObject_CallOneArg(object f, object a)
     object PyObject_Call(object f, object args, object kwargs)
     object PyObject_Vectorcall(object f, PyObject **args, size_t nargsf, PyObject *kwnames)
-    int PyBUF_READ
 
 cdef enum:
     MODE_FIELDS = 0
@@ -35,7 +33,7 @@ RUN_LEASE_END = _LEASE_END  # until_ns lies behind us: start nothing more
 RUN_SPECIAL = _SPECIAL  # the next job needs Python: take() it
 
 cdef tuple _EMPTY = ()
-cdef object _decode = msgspec.json.decode
+cdef object _decode = msgspec.json.Decoder(dict).decode
 
 
 @cython.final
@@ -156,7 +154,7 @@ cdef class Lease:
             try:
                 self.options = _decode(PyBytes_FromStringAndSize(<const char *>self._head.data + F_HEADER, self._head.options_bytes))
             except msgspec.DecodeError as e:
-                raise DamagedFrame("the options of the frame are no JSON") from e
+                raise DamagedFrame("the options of the frame are no JSON object") from e
         self.row = slot._take_row(<const char *>self._head.data + AT_ID, self._head.base, self._head.n, self._head.run)
         self.frame = frame
         self.rank = rank
@@ -213,12 +211,15 @@ cdef class Lease:
         """Nothing of what is kept here waits or runs."""
         return self.next >= self.stop and self.running == 0
 
-    cdef bint _plain_done(self) noexcept:
+    cdef int _plain_done(self) except -1:
         """The frame as submitted, never cut, never tried before; all its jobs have completed with nothing to tell but that."""
         cdef int i
         if self._head.n != self._head.total or self.next < self._head.base + self._head.n or self.running:
             return False
         if self._head.attempts or self._head.crashes:
+            return False
+        # Once a part was settled, Redis knows the rest by another name.
+        if len(self.claims) != 1 or <int>self.claims[0][1] != self._head.n:
             return False
         for i in range(self._head.n):
             if self._state[i] != JOB_DONE:
@@ -330,7 +331,7 @@ def plain_done(list leases not None):
     cdef Lease lease
     cdef Lease first = None
     for lease in leases:
-        if lease.settling or len(lease.claims) != 1 or not lease._plain_done():
+        if lease.settling or not lease._plain_done():
             others.append(lease)
             continue
         if first is None or not alike(first, lease):
@@ -491,6 +492,11 @@ cdef class Runner:
                 return _STOP
             type_bytes = p[0]
             if entry is None or PyBytes_GET_SIZE(entry.key) != type_bytes or memcmp(PyBytes_AS_STRING(entry.key), p + 1, type_bytes) != 0:
+                if self._counted:
+                    # What was counted belongs to the task before.
+                    code = self._look(self._entry)
+                    if code != _ENDED:
+                        return code
                 entry = self._switch(p + 1, type_bytes)
                 if entry is None:
                     return _SPECIAL
@@ -502,7 +508,8 @@ cdef class Runner:
             p += 5 + type_bytes
             lease._pos = p + word
             lease.next += 1
-            self._execute(lease, lease.next - 1, entry, PyBytes_FromStringAndSize(<char *>p, word))
+            # A copy, not a view: a user's struct may hold msgspec.Raw, which points into what it was decoded from.
+            self._execute(lease, lease.next - 1, entry, PyBytes_FromStringAndSize(<const char *>p, word))
             p = lease._pos
             self._counted += 1
             if self._counted >= RUN_OF or entry.mean_ns >= TINY_NS or entry.seen < RUN_OF:
@@ -512,9 +519,7 @@ cdef class Runner:
         return _ENDED
 
     cdef Entry _switch(self, const unsigned char *key, int size):
-        """The task of another type; what was counted belongs to the one before."""
-        if self._counted:
-            self._look(self._entry)
+        """The task of another type."""
         cdef Entry entry = self.entries.get(PyBytes_FromStringAndSize(<const char *>key, size))
         self._entry = entry
         if entry is not None:

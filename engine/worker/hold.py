@@ -56,10 +56,17 @@ class Hold:
             self.held_ns += lease.predicted_ns
             self._ready[lease.rank].append(lease)
 
-    def remove(self, lease: Lease) -> None:
-        """A lease is gone from Redis and nothing of it runs."""
-        if self._by_row.pop(lease.row, None) is not None:
-            self.bytes -= len(lease.frame)
+    def __contains__(self, lease: Lease) -> bool:
+        """Whether it is held: its row may be another lease's by now."""
+        return self._by_row.get(lease.row) is lease
+
+    def remove(self, lease: Lease) -> bool:
+        """A lease is gone from Redis and nothing of it runs. False if it was removed before."""
+        if lease not in self:
+            return False
+        del self._by_row[lease.row]
+        self.bytes -= len(lease.frame)
+        return True
 
     @property
     def idle(self) -> bool:

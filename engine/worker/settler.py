@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tqe.board import layout
 from tqe.board.board import Record, SlotView
 from tqe.codec import hot
 from tqe.settings import Settings
@@ -91,7 +90,7 @@ class Settler:
         Without it, a lease with coroutines tells 50 ms after the first of them has ended.
         """
         hold = self._hold
-        found = {lease.row: lease for lease in (*hold.ended, *hold.cut)}
+        found = {lease.row: lease for lease in (*hold.ended, *hold.cut) if lease in hold}
         hold.ended.clear()
         hold.cut.clear()
         for lease in list(found.values()):
@@ -162,8 +161,7 @@ class Settler:
 
     def release(self, lease: hot.Lease) -> None:
         """Free the row of a lease that is settled and idle."""
-        if not lease.claims and not lease.running:
-            self._hold.remove(lease)
+        if not lease.claims and not lease.running and self._hold.remove(lease):
             self._slot.close_row(lease.row)
 
     def _build(self, leases: list[hot.Lease]) -> settling.SettleBatch:
