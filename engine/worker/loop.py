@@ -141,7 +141,7 @@ class Worker:
                 await self._lost(None)
                 return
         try:
-            await self._exchange(force=code == hot.RUN_FULL)
+            await self._exchange(force=code == hot.RUN_FULL or self.runner.full)
         except LOST as e:
             await self._lost(e)
             return

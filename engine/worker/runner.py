@@ -162,6 +162,9 @@ class JobRunner:
         late, self._late = self._late, None
         for write in late or ():
             write()
+        if late:
+            # Their leases may have been settled meanwhile, these jobs left out: nothing else would tell of them.
+            self._hold.ended += [lease for lease in self._hold if lease.ended() and lease.to_settle()]
 
     def cancel_marked(self) -> None:
         """Cancel the running job that the steward has named on the board, if it runs beside others."""
