@@ -67,6 +67,8 @@ cdef class Entry:
             raise ValueError("too many parameters")
         self.name = name
         self.key = name.encode()
+        if not 1 <= len(self.key) <= TASK_NAME_BYTES:
+            raise ValueError("a task's name has 1 to 64 bytes")
         self.number = number
         self.func = func
         self.decode = decode
@@ -560,7 +562,8 @@ cdef class Runner:
             args = PyObject_CallOneArg(entry.decode, payload)
         except BaseException as e:
             tqe_store(board + C_IN_USER, 0)
-            self._on_failure(lease, index, entry, e, True)
+            # A limit that struck while they were decoded says nothing about the arguments.
+            self._on_failure(lease, index, entry, e, isinstance(e, Exception))
             return None
         try:
             result = call_task(entry, args)

@@ -24,6 +24,7 @@ RANKS: Mapping[str, int] = {
     "current": 1,
     "_fast": 1,
     "_pure": 1,
+    "_pure_board": 1,
     "lua": 1,
     "board": 2,
     "store": 3,
