@@ -184,10 +184,12 @@ class Reader:
         audit, open_ = self.audit, 0
         for field, value in rows.items():
             text = field.decode()
-            if text == "open":
+            if text in ("open", "pad"):
                 continue
             if len(text) == 26:
                 open_ += self.add_snapshot(text, value.decode())
+            elif text[26:27] != ".":
+                audit.mismatches.append(f"bucket {name} has the field {text}")
             else:
                 detail = json.loads(value)
                 if "result" in detail:

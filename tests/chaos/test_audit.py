@@ -136,6 +136,7 @@ PLANTS: list[tuple[str, str, Callable[[Any], object]]] = [
     ),
     ("wrong score", "scores", lambda r: r.zadd(f"{P}sorted:low", {frame(D, lane="low"): 5})),
     ("lease under another name", "holds", lambda r: r.hset(f"{P}processing:{WORKER}", "X", frame(D))),
+    ("bucket with a strange field", "has the field", lambda r: r.hset(f"{P}job:1a", "x", "1")),
     ("bucket counts wrong", "says 9 open", lambda r: r.hset(f"{P}job:1a", "open", 9)),
     ("letters and total differ", "letters", lambda r: r.hset(f"{P}job:1b", A, "CC,3,0,0,0,normal,QUICK*3")),
     ("DLQ holds another job", "dlq", lambda r: r.hset(f"{P}dlq", f"{D}.0", frame(A))),
