@@ -300,7 +300,7 @@ class _Claim:
         if state == layout.JOB_DONE:
             return b"C"
         if state == layout.JOB_RECORDED:
-            record = row.records.get(index)
+            record = self.record_of(index)
             if record is not None:
                 return _RECORD_STATE.get(record.status, "1").encode()
             # The state byte follows its record, so this cannot be; if it is, run the job again rather than
@@ -311,6 +311,14 @@ class _Claim:
         if self.crash is None:
             return KEPT
         return b"1" if state == layout.JOB_STARTED else RETURNED
+
+    def record_of(self, index: int) -> Record | None:
+        """The record of a job whose state says so. Others may lie around: of a lease that had this row
+        before, or of a job whose worker died between its record and its state."""
+        row = self.row
+        if row is None or row.state(index) != layout.JOB_RECORDED:
+            return None
+        return row.records.get(index)
 
     def close_run(self, kind: bytes, base: int, end: int) -> None:
         if base == end or not kind:
@@ -343,7 +351,7 @@ class _Claim:
         attempt."""
         if not self.item.tracked:
             return
-        record = self.row.records.get(index) if self.row is not None else None
+        record = self.record_of(index)
         if record is not None:
             self.item.fields.append((index, _field(self.header, record, self.header.attempts + 1)))
         elif self.header.attempts or self.header.crashes:
@@ -353,7 +361,7 @@ class _Claim:
 
     def alone(self, index: int) -> None:
         """A job that leaves its frame: failed, dead, redelivered, or started when its worker died."""
-        record = self.row.records.get(index) if self.row is not None else None
+        record = self.record_of(index)
         if record is None:
             self.crashed(index)
             return
@@ -379,7 +387,7 @@ class _Claim:
         frame = codec.single(
             self.frame, index, attempts=min(attempts, 9999), crashes=min(crashes, 999), run=header.run + 1
         )
-        kind = codec.walk(frame)[0][1].decode("ascii", "replace")
+        kind = codec.job_at(frame, index)[0].decode("ascii")
         reason = msgspec.json.decode(error).get("reason", "failed") if error else "failed"
         meta = {
             "type": kind,
@@ -492,10 +500,14 @@ def quarantined(lease: bytes, frame: bytes) -> Item:
 
 def _own_retries(frame: bytes, header: codec.Header, index: int) -> int | None:
     """max_retries that rides with the job or its frame, if any."""
-    own = codec.walk(frame)[index - header.base][3]
+    own = codec.job_at(frame, index)[2]
     for options in (own, header.options):
         if options:
-            value = msgspec.json.decode(options).get("max_retries")
+            try:
+                value = msgspec.json.decode(options, type=dict).get("max_retries")
+            except msgspec.DecodeError:
+                # Whoever runs it will say so; here it must not keep its neighbours from being settled.
+                continue
             if isinstance(value, int):
                 return value
     return None
