@@ -18,7 +18,7 @@ from tqe import codec, formats
 from tqe.board import layout
 from tqe.board.board import Record, Row, find_row
 from tqe.errors import FrameError
-from tqe.job import bucket_of
+from tqe.job import bucket_of, is_frame_id
 from tqe.store.call import Call
 from tqe.store.keys import Keys
 
@@ -205,7 +205,6 @@ class _Writer:
         self._tickets += tickets
 
     def item(self, item: Item, ticket: object) -> None:
-        frame = item.frame_id.decode("ascii")
         args = self._args
         args += ["P", item.lease, self._bucket(bucket_of(item.frame_id) if item.tracked else None)]
         args += [item.started_ms, item.finished_ms, len(item.ranges)]
@@ -213,7 +212,7 @@ class _Writer:
             args += [base, n, state]
         args.append(len(item.fields))
         for index, body in item.fields:
-            args += [f"{frame}.{index}", body]
+            args += [b"%b.%d" % (item.frame_id, index), body]
             self._bytes += len(body)
         args.append(len(item.parts))
         for part in item.parts:
@@ -492,7 +491,8 @@ def returned(lease: bytes, frame: bytes) -> Item:
 
 def quarantined(lease: bytes, frame: bytes) -> Item:
     """A frame that must not be executed and must not be lost."""
-    item = Item(lease, lease[:26], True)
+    # The id may be what is damaged: then it names no snapshot.
+    item = Item(lease, lease[:26], is_frame_id(lease[:26].decode("ascii", "replace")))
     lane = frame[79:95].decode("ascii", "replace").rstrip()
     item.parts.append(Part(QUARANTINE, b"", frame, lane if lane.isascii() and lane else "normal"))
     return item
