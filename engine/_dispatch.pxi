@@ -33,7 +33,7 @@ RUN_LEASE_END = _LEASE_END  # until_ns lies behind us: start nothing more
 RUN_SPECIAL = _SPECIAL  # the next job needs Python: take() it
 
 cdef tuple _EMPTY = ()
-cdef object _decode = msgspec.json.Decoder(dict).decode
+_decode = msgspec.json.Decoder(dict).decode
 
 
 @cython.final
