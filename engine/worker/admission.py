@@ -7,6 +7,7 @@ that other workers can take.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -57,6 +58,7 @@ class Admission:
         room = self._quantum_ns - held_ns
         kept = 0
         predicted = 0.0
+        taken: dict[bytes, int] = {}  # a frame in which types alternate has many runs of each
         for key, jobs in ahead:
             task = self._tasks.get(key)
             if task is None:
@@ -65,8 +67,11 @@ class Admission:
                 take, mean = min(jobs, max(free_slots, 1 if must and not kept else 0)), 0.0
                 free_slots -= take
             else:
-                mean = max(task.mean_ns, 0.0)
-                take = min(jobs, self._ramp(task))
+                # What was never measured counts as a whole quantum, so that one such job fills it.
+                mean = task.mean_ns if task.mean_ns >= 0 else float(self._quantum_ns)
+                before = taken.get(key, 0)
+                take = min(jobs, self._ramp(task) - before)
+                taken[key] = before + take
                 if mean > 0:
                     fit = int((room - predicted) / mean)
                     take = min(take, max(fit, 1 if must and not kept else 0))
@@ -110,11 +115,12 @@ class Admission:
             return ()
         if any(mean < 0 for mean, _ in rest):
             return even_pieces(total_jobs, min(UNMEASURED_PIECES, total_jobs))
-        work = sum(mean * jobs for mean, jobs in rest)
-        pieces = max(1, min(PIECES_MAX, total_jobs, int(work / self._quantum_ns)))
         if len(rest) == 1:
-            return even_pieces(total_jobs, pieces)
-        return _equal_work(rest, work / pieces)
+            mean = rest[0][0]
+            least = math.ceil(self._quantum_ns / mean) if mean else total_jobs
+            return even_pieces(total_jobs, max(1, min(PIECES_MAX, total_jobs // least)))
+        work = sum(mean * jobs for mean, jobs in rest)
+        return _equal_work(rest, max(work / PIECES_MAX, self._quantum_ns))
 
 
 def even_pieces(jobs: int, pieces: int) -> tuple[int, ...]:
@@ -134,6 +140,8 @@ def _equal_work(rest: list[tuple[float, int]], share_ns: float) -> tuple[int, ..
             if work >= share_ns and len(sizes) < PIECES_MAX - 1:
                 sizes.append(size)
                 size, work = 0, 0.0
-    if size:
+    if size and sizes and work < share_ns:
+        sizes[-1] += size  # what is left is less than a share
+    elif size:
         sizes.append(size)
     return tuple(sizes)
