@@ -191,8 +191,8 @@ cdef class Slot:
         return self._states(row) + at
 
     def room(self):
-        """Bytes left in the outcome half in use."""
-        return HALF_BYTES - self.used[self.half] - 4
+        """Bytes left in the outcome half in use: a record of so many, header included, still fits."""
+        return HALF_BYTES - self.used[self.half] - 8  # records are padded to 8, and an end mark follows
 
     def record(self, int row, int index, int status, *, unsigned int delay_ms=0, unsigned long long started_ms=0,
                unsigned long long finished_ms=0, bytes error=b"", bytes result=b""):

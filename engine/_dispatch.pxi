@@ -39,7 +39,7 @@ RUN_SPECIAL = _SPECIAL  # the next job needs Python: take() it
 RUN_BLOCKED = _BLOCKED  # the next job is a coroutine and no slot is free
 
 cdef tuple _EMPTY = ()
-cdef object _decode = msgspec.json.Decoder(dict).decode
+_decode = msgspec.json.Decoder(dict).decode
 
 
 @cython.final

@@ -196,8 +196,8 @@ class Slot:
         self.bytes[self._job(row, index)] = state
 
     def room(self) -> int:
-        """Bytes left in the outcome half in use."""
-        return HALF_BYTES - self._used[self._half] - 4
+        """Bytes left in the outcome half in use: a record of so many, header included, still fits."""
+        return HALF_BYTES - self._used[self._half] - 8  # records are padded to 8, and an end mark follows
 
     def record(
         self,

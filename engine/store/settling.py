@@ -18,7 +18,7 @@ from tqe import codec, formats
 from tqe.board import layout
 from tqe.board.board import Record, Row, find_row
 from tqe.errors import FrameError
-from tqe.job import bucket_of
+from tqe.job import bucket_of, is_frame_id
 from tqe.store.call import Call
 from tqe.store.keys import Keys
 
@@ -205,7 +205,6 @@ class _Writer:
         self._tickets += tickets
 
     def item(self, item: Item, ticket: object) -> None:
-        frame = item.frame_id.decode("ascii")
         args = self._args
         args += ["P", item.lease, self._bucket(bucket_of(item.frame_id) if item.tracked else None)]
         args += [item.started_ms, item.finished_ms, len(item.ranges)]
@@ -213,7 +212,7 @@ class _Writer:
             args += [base, n, state]
         args.append(len(item.fields))
         for index, body in item.fields:
-            args += [f"{frame}.{index}", body]
+            args += [b"%b.%d" % (item.frame_id, index), body]
             self._bytes += len(body)
         args.append(len(item.parts))
         for part in item.parts:
@@ -300,7 +299,7 @@ class _Claim:
         if state == layout.JOB_DONE:
             return b"C"
         if state == layout.JOB_RECORDED:
-            record = row.records.get(index)
+            record = self.record_of(index)
             if record is not None:
                 return _RECORD_STATE.get(record.status, "1").encode()
             # The state byte follows its record, so this cannot be; if it is, run the job again rather than
@@ -311,6 +310,14 @@ class _Claim:
         if self.crash is None:
             return KEPT
         return b"1" if state == layout.JOB_STARTED else RETURNED
+
+    def record_of(self, index: int) -> Record | None:
+        """The record of a job whose state says so. Others may lie around: of a lease that had this row
+        before, or of a job whose worker died between its record and its state."""
+        row = self.row
+        if row is None or row.state(index) != layout.JOB_RECORDED:
+            return None
+        return row.records.get(index)
 
     def close_run(self, kind: bytes, base: int, end: int) -> None:
         if base == end or not kind:
@@ -343,7 +350,7 @@ class _Claim:
         attempt."""
         if not self.item.tracked:
             return
-        record = self.row.records.get(index) if self.row is not None else None
+        record = self.record_of(index)
         if record is not None:
             self.item.fields.append((index, _field(self.header, record, self.header.attempts + 1)))
         elif self.header.attempts or self.header.crashes:
@@ -353,7 +360,7 @@ class _Claim:
 
     def alone(self, index: int) -> None:
         """A job that leaves its frame: failed, dead, redelivered, or started when its worker died."""
-        record = self.row.records.get(index) if self.row is not None else None
+        record = self.record_of(index)
         if record is None:
             self.crashed(index)
             return
@@ -379,7 +386,7 @@ class _Claim:
         frame = codec.single(
             self.frame, index, attempts=min(attempts, 9999), crashes=min(crashes, 999), run=header.run + 1
         )
-        kind = codec.walk(frame)[0][1].decode("ascii", "replace")
+        kind = codec.job_at(frame, index)[0].decode("ascii")
         reason = msgspec.json.decode(error).get("reason", "failed") if error else "failed"
         meta = {
             "type": kind,
@@ -484,7 +491,8 @@ def returned(lease: bytes, frame: bytes) -> Item:
 
 def quarantined(lease: bytes, frame: bytes) -> Item:
     """A frame that must not be executed and must not be lost."""
-    item = Item(lease, lease[:26], True)
+    # The id may be what is damaged: then it names no snapshot.
+    item = Item(lease, lease[:26], is_frame_id(lease[:26].decode("ascii", "replace")))
     lane = frame[79:95].decode("ascii", "replace").rstrip()
     item.parts.append(Part(QUARANTINE, b"", frame, lane if lane.isascii() and lane else "normal"))
     return item
@@ -492,10 +500,14 @@ def quarantined(lease: bytes, frame: bytes) -> Item:
 
 def _own_retries(frame: bytes, header: codec.Header, index: int) -> int | None:
     """max_retries that rides with the job or its frame, if any."""
-    own = codec.walk(frame)[index - header.base][3]
+    own = codec.job_at(frame, index)[2]
     for options in (own, header.options):
         if options:
-            value = msgspec.json.decode(options).get("max_retries")
+            try:
+                value = msgspec.json.decode(options, type=dict).get("max_retries")
+            except msgspec.DecodeError:
+                # Whoever runs it will say so; here it must not keep its neighbours from being settled.
+                continue
             if isinstance(value, int):
                 return value
     return None

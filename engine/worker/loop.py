@@ -380,7 +380,8 @@ class Worker:
             if claims is not None:
                 lease.claims = claims
                 if lease.next < lease.stop and not _covers(claims, lease.next, lease.stop):
-                    lease.skip_rest()
+                    # Somebody took a part of what is ahead: what is left of it goes back too.
+                    lease.give_back(lease.next)
                     self._hold.unready(lease)
             elif lease.to_settle() or lease.running:
                 # Gone from our hash: settling it under its name is refused there, and counted as fenced.
@@ -397,7 +398,8 @@ class Worker:
         for lease in self._hold:
             if lease.frame_id != name[:26] or lease.run != run:
                 continue
-            if lease.base <= base and base + n <= lease.base + lease.n and (best is None or lease.n < best.n):
+            # By what it claims, not by what was fetched: a part that it gave back may be ours again, as another lease.
+            if _covers(lease.claims, base, base + n) and (best is None or lease.n < best.n):
                 best = lease
         return best
 

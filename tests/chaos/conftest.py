@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import subprocess
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.arena import Arena
-from tests.chaos.procs import TQE
 from tests.support.redis_server import RedisServer
 
 
@@ -25,14 +22,7 @@ def seed(request: pytest.FixtureRequest) -> int:
     return number
 
 
-@cache
-def engine_runs() -> bool:
-    return subprocess.run([TQE, "run", "--help"], capture_output=True, timeout=30).returncode == 0
-
-
 @pytest.fixture
 def arena(make_redis: Callable[..., RedisServer], tmp_path: Path, seed: int) -> Iterator[Arena]:
-    if not engine_runs():
-        pytest.skip("`tqe run` is not there")
     with contextlib.closing(Arena(make_redis(), tmp_path, seed)) as made:
         yield made

@@ -33,6 +33,7 @@ RANKS: Mapping[str, int] = {
     "client": 4,
     "app": 5,
     "supervisor": 5,
+    "bench": 6,
     "api": 6,
     "cli": 6,
 }

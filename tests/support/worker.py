@@ -169,6 +169,9 @@ class Rig:
 
     def worker(self, *, url: str | None = None, ready: bool = True) -> WorkerProcess:
         """Fork a worker. `url`: where its Redis is, if it is not to be reached directly."""
+        for ended in self.workers:
+            if not ended.running and ended.code == 0 and ended.view.get(layout.C_STATE) == layout.LIVE:
+                ended.view.set(layout.C_STATE, layout.FREE)  # it left in order: there is nothing to recover
         view = self.board.free_slot()
         assert view is not None, "the board has no free slot"
         view.wipe()
