@@ -838,7 +838,8 @@ cdef class AsyncJob:
             arguments = PyObject_CallOneArg(self.entry.decode, self._payload)
         except BaseException as e:
             self._leave()
-            self._end(None, e, True)
+            # A limit that struck while they were decoded says nothing about the arguments.
+            self._end(None, e, isinstance(e, Exception))
             return None
         self._payload = None
         try:

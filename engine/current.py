@@ -1,7 +1,9 @@
 """The job that is running here, for the code of tasks.
 
-Nothing is made until somebody asks: a synchronous job is looked up where the hot path keeps it, and jobs that share a process
-(coroutines, the helper thread) are told apart by a context variable, which holds whatever the worker has put there.
+Nothing is made until somebody asks: a synchronous job is looked up where the hot path keeps it, and jobs that
+share a process
+(coroutines, the helper thread) are told apart by a context variable, which holds whatever the worker has put
+there.
 """
 
 from collections.abc import Callable
@@ -34,7 +36,9 @@ def current_job() -> CurrentJob:
     """The job that this code runs in. RuntimeError outside of a worker's job."""
     job = None if _look_up is None else _look_up(IN_CONTEXT.get())
     if job is None:
-        raise RuntimeError("current_job() was called outside of a job: only a task that a worker runs has one")
+        raise RuntimeError(
+            "current_job() was called outside of a job: only a task that a worker runs has one"
+        )
     return job
 
 

@@ -39,7 +39,8 @@ class Kept:
 
 
 class Admission:
-    """Decides for one worker. `slots` coroutines run at once; `quantum_ns` limits the predicted time of what is
+    """Decides for one worker. `slots` coroutines run at once; `quantum_ns` limits the predicted time of what
+    is
     kept."""
 
     def __init__(self, tasks: Mapping[bytes, Measured], *, quantum_ns: int, slots: int = 1) -> None:

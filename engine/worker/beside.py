@@ -1,4 +1,5 @@
-"""Jobs that run beside others: coroutines, and the one synchronous job on the helper thread while coroutines run."""
+"""Jobs that run beside others: coroutines, and the one synchronous job on the helper thread while coroutines
+run."""
 
 from __future__ import annotations
 
@@ -65,7 +66,14 @@ class Beside:
     """The jobs of one worker that run beside others."""
 
     def __init__(
-        self, native: hot.Runner, view: SlotView, *, slots: int, failed: Ends, changed: Callable[[], None], ended: list[hot.Lease]
+        self,
+        native: hot.Runner,
+        view: SlotView,
+        *,
+        slots: int,
+        failed: Ends,
+        changed: Callable[[], None],
+        ended: list[hot.Lease],
     ) -> None:
         self._native = native
         self._view = view
@@ -92,7 +100,8 @@ class Beside:
         return max(0, self._slots - len(self._native.active))
 
     def start(self, lease: hot.Lease, index: int, entry: hot.Entry, body: bytes, limits: Limits) -> None:
-        """Start a job that was taken out of its frame: a coroutine, or a synchronous one on the helper thread."""
+        """Start a job that was taken out of its frame: a coroutine, or a synchronous one on the helper
+        thread."""
         if entry.is_async:
             self._native.start(
                 lease, index, entry, body, limits,
@@ -110,7 +119,9 @@ class Beside:
         self._view.set(layout.C_ASYNC, len(self._native.active))
         if self._helper is None:
             self._helper = ThreadPoolExecutor(1, thread_name_prefix="tqe-helper")
-        job.future = self._loop.run_in_executor(self._helper, contextvars.Context().run, self._help, job, body)
+        job.future = self._loop.run_in_executor(
+            self._helper, contextvars.Context().run, self._help, job, body
+        )
         job.future.add_done_callback(lambda future: self._help_ended(job, future))
         if limits.timeout_ms:
             self._limit(job)

@@ -398,7 +398,8 @@ class Worker:
         for lease in self._hold:
             if lease.frame_id != name[:26] or lease.run != run:
                 continue
-            # By what it claims, not by what was fetched: a part that it gave back may be ours again, as another lease.
+            # By what it claims, not by what was fetched: a part that it gave back may be ours again, as
+            # another lease.
             if _covers(lease.claims, base, base + n) and (best is None or lease.n < best.n):
                 best = lease
         return best

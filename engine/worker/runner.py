@@ -23,7 +23,7 @@ from tqe.worker.hold import Hold
 log = logging.getLogger("tqe.worker")
 
 _ENCODER: Final = msgspec.json.Encoder()
-BLOCKED_QUANTA: Final = 4  # so long may a job wait in a worker's hands for a slot or the helper, then it goes back
+BLOCKED_QUANTA: Final = 4  # so long may a job wait here for a slot or the helper; then it goes back
 REST_NS: Final = 250_000_000  # after that, nothing is fetched for so long, or until something has ended
 
 
@@ -95,7 +95,8 @@ class JobRunner:
 
     @property
     def resting(self) -> bool:
-        """What was fetched last could not start and went back: fetching it again would only carry it about."""
+        """What was fetched last could not start and went back: fetching it again would only carry it
+        about."""
         if self._rest_until_ns and (
             self.jobs_ended != self._ended_at_rest or clock.boottime_ns() >= self._rest_until_ns
         ):
@@ -130,7 +131,8 @@ class JobRunner:
                 return code
 
     def _blocked(self) -> None:
-        """The next job cannot start here: no slot, or the helper is busy. It may wait a moment, then others can have it."""
+        """The next job cannot start here: no slot, or the helper is busy. It may wait a moment, then others
+        can have it."""
         now_ns = clock.boottime_ns()
         if not self._blocked_ns:
             self._blocked_ns = now_ns
@@ -141,7 +143,8 @@ class JobRunner:
             self._hold.give_back_all()
 
     def hold_outcomes(self) -> None:
-        """From now on outcomes of jobs beside others wait: the halves of the outcome area are being sorted out."""
+        """From now on outcomes of jobs beside others wait: the halves of the outcome area are being sorted
+        out."""
         if self.native.late is None:
             self.native.late = []
 
@@ -154,7 +157,8 @@ class JobRunner:
         for job, result, error, in_arguments in beside or ():
             self.beside.conclude(job, result, error, in_arguments)
         if late or beside:
-            # Their leases may have been settled meanwhile, these jobs left out: nothing else would tell of them.
+            # Their leases may have been settled meanwhile, these jobs left out: nothing else would tell of
+            # them.
             self._hold.ended += [lease for lease in self._hold if lease.ended() and lease.to_settle()]
 
     def cancel_marked(self) -> None:
@@ -248,7 +252,7 @@ class JobRunner:
             self._view.add("unknown")
         else:
             self._start(lease, index, task, stored, options, zstd)
-        return hot.RUN_FULL if self.full else hot.RUN_ENDED
+        return int(hot.RUN_FULL if self.full else hot.RUN_ENDED)
 
     def _has_place(self, task: Task[..., Any]) -> bool:
         if task.is_async:
