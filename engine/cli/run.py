@@ -76,7 +76,7 @@ def serve(path: str, first: Settings, command_line: Mapping[str, Any]) -> int:
     settings = settings_module.load(code=code, cli=command_line)
     logs.configure(level=settings.log_level, style=settings.log_format)
     if settings.metrics_port == 0:
-        settings = replace(settings, metrics_port=_free_port())
+        settings = replace(settings, metrics_port=free_port())
     elif settings.metrics_port is not None:
         lifecycle.check_port(settings.metrics_port)
     with Meeting(settings) as meeting:
@@ -181,7 +181,7 @@ def _workers(settings: Settings, pinning: str) -> str:
     return f"{settings.procs} processes{until}; {pinning}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that is free now: the steward would take another one each time that it starts anew."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         try:

@@ -74,6 +74,7 @@ class Publisher:
             "cpu": cpu - 1 if cpu else None,
             "state": layout.PHASES[phase] if phase < len(layout.PHASES) else "unknown",
             "host": self._context.host,
+            "lanes": list(self._context.settings.lanes),
             "jobs": self._jobs(slot, now_ns, since),
             "counters": slot.counters(),
         }

@@ -61,6 +61,7 @@ class WorkerStatus:
     state: str
     host: str
     jobs: tuple[RunningJob, ...]
+    lanes: tuple[str, ...] = ()  # that it serves; empty if it does not tell
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -101,6 +102,7 @@ def parse_worker(incarnation: str, text: bytes) -> WorkerStatus | None:
                 RunningJob(str(one["id"]), str(one.get("type", "")), int(one.get("since_ms", 0)))
                 for one in told.get("jobs", ())
             ),
+            lanes=tuple(str(name) for name in told.get("lanes", ())),
         )
     except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -181,6 +183,25 @@ def queue_status(keys: Keys, lanes: Sequence[str]) -> Steps[QueueStatus]:
     )
 
 
+def oldest_waiting(keys: Keys, lanes: Sequence[str]) -> Steps[dict[str, int]]:
+    """By lane: since when its oldest frame waits, in ms since 1970; left out where none can be read."""
+    heads = yield from ask(
+        *(("LINDEX", keys.queue(name), 0) for name in lanes),
+        *(("ZRANGE", keys.sorted(name), 0, 0) for name in lanes),
+    )
+    found: dict[str, int] = {}
+    for at, head in enumerate(heads):
+        frames = head if isinstance(head, list) else [head]
+        for frame in frames:
+            try:
+                since_ms = codec.peek(frame).enqueued_us // 1000
+            except (FrameError, TypeError):
+                continue
+            name = lanes[at % len(lanes)]
+            found[name] = min(since_ms, found.get(name, since_ms))
+    return found
+
+
 def _counts(reply: Any) -> dict[str, int]:
     pairs = zip(reply[::2], reply[1::2], strict=True)
     return {name.decode("utf-8", "replace"): int(value) for name, value in pairs}
@@ -230,6 +251,41 @@ def job_record(keys: Keys, frame_id: bytes, index: int, *, overlay: bool = True)
         now_ms=now_ms,
     )
     return JobRecord(status, state, own)
+
+
+def job_records(keys: Keys, jobs: Sequence[tuple[bytes, int]]) -> Steps[list[JobRecord]]:
+    """Many jobs as their records tell them, a page a round trip; whether they run now is not asked."""
+    found = []
+    for at in range(0, len(jobs), PAGE):
+        page = jobs[at : at + PAGE]
+        (seconds, micros), *values = yield from ask(
+            ("TIME",),
+            *(
+                ("HMGET", keys.bucket(*bucket_of(frame)), frame, job_id(frame, index))
+                for frame, index in page
+            ),
+        )
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        for (frame, index), (value, own) in zip(page, values, strict=True):
+            found.append(_record(frame, index, value, own, now_ms))
+    return found
+
+
+def _record(
+    frame_id: bytes, index: int, value: bytes | None, own_text: bytes | None, now_ms: int
+) -> JobRecord:
+    snapshot, own = parse_snapshot(value), parse_own(own_text)
+    known = snapshot is not None and index < snapshot.total
+    status = job_status(
+        frame_id,
+        index,
+        snapshot=snapshot,
+        own=own,
+        running_since_ms=None,
+        cancel_requested=False,
+        now_ms=now_ms,
+    )
+    return JobRecord(status, snapshot.state_of(index) if snapshot is not None and known else "", own)
 
 
 def parse_snapshot(value: bytes | None) -> Snapshot | None:

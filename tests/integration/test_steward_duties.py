@@ -130,6 +130,7 @@ def test_a_running_job_is_published_with_when_it_was_first_seen(scene: Scene) ->
         "cpu": 1,
         "state": "busy",
         "host": "here",
+        "lanes": ["high", "normal", "low"],
         "jobs": [{"id": f"{frame_id(1).decode()}.2", "type": "EMAIL"}],
     }
     assert 0 < scene.client.pttl(scene.keys.worker(worker.incarnation)) <= TTL_MS

@@ -36,7 +36,7 @@ def half_of(view: SlotView, number: int) -> memoryview:
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=NAMES)
 def test_both_backends_use_the_layout(backend: ModuleType) -> None:
-    constants = backend.board_constants()  # type: ignore[attr-defined]
+    constants = backend.board_constants()
     assert constants == {name: getattr(layout, name) for name in constants}
     assert len(constants) > 45
 
@@ -545,9 +545,9 @@ def test_the_mean_follows_what_is_measured(rig: Rig) -> None:
 
 def test_counters_of_a_task(rig: Rig) -> None:
     entry = rig.task(lambda: None)
-    for call in (lambda: entry.timed(1, 1), lambda: entry.waited(1, 1)):
+    for account in (entry.timed, entry.waited):
         with pytest.raises(RuntimeError, match="bind"):
-            call()
+            account(1, 1)
     with pytest.raises(ValueError):
         entry.count(layout.T_FAILED)
     entry.bind(rig.slot)
