@@ -20,8 +20,7 @@ class Record(NamedTuple):
     """Outcome of one job that is finished and not settled. Times in ms of Redis; `error` and `result` are
     JSON or empty."""
 
-    index: int  # type: ignore[assignment]  # a tuple has a method of that name, which nobody wants of a
-    record
+    index: int  # type: ignore[assignment]  # a tuple has a method of that name, which no record needs
     status: int
     delay_ms: int
     started_ms: int
