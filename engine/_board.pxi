@@ -35,6 +35,7 @@ cdef enum:
     C_TASK = 168
     C_TIMEOUT_MS = 176
     C_HARD_MS = 184
+    C_ASYNC = 216
     C_HALF = 232
     C_RETRIES = 240
     CONTROL_BYTES = 4096
@@ -83,7 +84,7 @@ def board_constants():
     """The layout as it was compiled in, by name; tests compare it with tqe.board.layout."""
     return {
         "C_STOP": C_STOP, "C_LEASE_UNTIL": C_LEASE_UNTIL, "C_STEP": C_STEP, "C_IN_USER": C_IN_USER, "C_ROW": C_ROW,
-        "C_INDEX": C_INDEX, "C_TASK": C_TASK, "C_TIMEOUT_MS": C_TIMEOUT_MS, "C_HARD_MS": C_HARD_MS, "C_HALF": C_HALF, "C_RETRIES": C_RETRIES,
+        "C_INDEX": C_INDEX, "C_TASK": C_TASK, "C_TIMEOUT_MS": C_TIMEOUT_MS, "C_HARD_MS": C_HARD_MS, "C_ASYNC": C_ASYNC, "C_HALF": C_HALF, "C_RETRIES": C_RETRIES,
         "CONTROL_BYTES": CONTROL_BYTES, "TASKS_MAX": TASKS_MAX, "TASK_BYTES": TASK_BYTES, "TASK_NAME_BYTES": TASK_NAME_BYTES, "T_COMPLETED": T_COMPLETED,
         "T_FAILED": T_FAILED, "T_SUM_NS": T_SUM_NS, "T_WAIT_SUM_US": T_WAIT_SUM_US, "T_MEAN_NS": T_MEAN_NS,
         "T_TIMED": T_TIMED, "T_RUN_BINS": T_RUN_BINS, "T_WAIT_BINS": T_WAIT_BINS, "ROWS": ROWS, "ROW_BYTES": ROW_BYTES,

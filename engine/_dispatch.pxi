@@ -9,6 +9,10 @@ cdef extern from "Python.h":
     object PyObject_CallOneArg(object f, object a)
     object PyObject_Call(object f, object args, object kwargs)
     object PyObject_Vectorcall(object f, PyObject **args, size_t nargsf, PyObject *kwnames)
+    int PyIter_Send(object iterator, object value, PyObject **result) except? -1
+    PyObject *PyContextVar_Set(PyObject *variable, PyObject *value) except NULL
+    bint PyCoro_CheckExact(object o)
+    void Py_DECREF(PyObject *o)
 
 cdef enum:
     MODE_FIELDS = 0
@@ -24,6 +28,7 @@ cdef enum:
     _FULL = 3
     _LEASE_END = 4
     _SPECIAL = 5
+    _BLOCKED = 6
 
 RUN_ENDED = _ENDED  # nothing left to start in these leases
 RUN_TIME = _TIME  # the time given is over
@@ -31,6 +36,7 @@ RUN_STOP = _STOP  # the stop word is set
 RUN_FULL = _FULL  # the outcome half has no room for another record
 RUN_LEASE_END = _LEASE_END  # until_ns lies behind us: start nothing more
 RUN_SPECIAL = _SPECIAL  # the next job needs Python: take() it
+RUN_BLOCKED = _BLOCKED  # the next job is a coroutine and no slot is free
 
 cdef tuple _EMPTY = ()
 _decode = msgspec.json.Decoder(dict).decode
@@ -391,10 +397,11 @@ cdef tuple done_key(Lease lease):
 
 @cython.final
 cdef class Runner:
-    """Runs the jobs of leases on the calling thread. One a worker.
+    """Runs the jobs of leases: synchronous ones at once, on the calling thread, coroutines as tasks of its loop. One a worker.
 
     `on_failure(lease, index, entry, exception, in_arguments)` writes the record of a job that raised and returns nothing;
     `on_result(lease, index, entry, result)` writes that of a tracked job whose result is too long, or no JSON.
+    See `beside()` for what coroutines need.
     """
 
     cdef readonly Slot slot
@@ -410,11 +417,23 @@ cdef class Runner:
     cdef int _index
     cdef Entry _entry
     cdef unsigned int _result_max
+    cdef readonly unsigned long long ended  # jobs that have ended here, however
     # of the walk under way
     cdef unsigned long long _since  # when the clock was last read
     cdef unsigned long long _end  # when the time given is over
     cdef unsigned long long _counted  # jobs since then
     cdef unsigned long long _since_ms  # the same moment by Redis
+    # of jobs beside others
+    cdef readonly set active  # jobs under way: AsyncJob, and what Python adds
+    cdef public list late  # while not None, outcomes of coroutines wait here: (job, result, error, in arguments)
+    cdef int _slots
+    cdef bint _starved  # a coroutine found no free slot
+    cdef object _spawn
+    cdef object _limit
+    cdef object _failed_beside
+    cdef object _changed
+    cdef object _context
+    cdef list _ended
 
     def __init__(self, Slot slot not None, dict entries not None, *, on_failure, on_result, encode, unsigned int result_max_bytes=65536):
         cdef Entry entry
@@ -428,6 +447,22 @@ cdef class Runner:
         self._board = slot.base
         self._step = tqe_load(slot.base + C_STEP)
         self._result_max = min(result_max_bytes, 65536)
+        self.active = set()
+
+    def beside(self, *, int slots, spawn, limit, failed, changed, context, list ended not None):
+        """Say how coroutines run: at most `slots` at once, each started by `spawn(job)`, an event loop's create_task.
+
+        `limit(job)` is called for a job with a time limit; `failed(job, exception, in_arguments)` writes the outcome of one that
+        raised; `changed()` is called when a lease has ended, or a slot is free that was missed. `context` is the context
+        variable that gets the job; leases that have ended are appended to `ended`.
+        """
+        self._slots = slots
+        self._spawn = spawn
+        self._limit = limit
+        self._failed_beside = failed
+        self._changed = changed
+        self._context = context
+        self._ended = ended
 
     def current(self):
         """(lease, index, entry) of the job that runs inline now, or None."""
@@ -447,7 +482,7 @@ cdef class Runner:
         """Run the jobs of leases[head:] in order, for about `limit_ns`.
 
         Returns (code, head, jobs): why it ended (RUN_*), the lease where it stands (those before have nothing left to start),
-        and how many jobs it ran.
+        and how many jobs it started.
         """
         cdef int code = _ENDED, at = head, start
         cdef long jobs = 0
@@ -503,8 +538,16 @@ cdef class Runner:
                 if entry is None:
                     return _SPECIAL
             memcpy(&word, p + 1 + type_bytes, 4)
-            if word & 0xC0000000 or entry.is_async:
+            if word & 0xC0000000:
                 return _SPECIAL
+            if entry.is_async:
+                code = self._start(lease, entry, p + 5 + type_bytes, word)
+                if code != _ENDED:
+                    return code
+                p = lease._pos
+                continue
+            if self.active:
+                return _SPECIAL  # timers and connections of coroutines must not wait for a job that runs inline
             if self.slot.used[self.slot.half] > HALF_BYTES - ROOM_BYTES:
                 return _FULL
             p += 5 + type_bytes
@@ -520,6 +563,74 @@ cdef class Runner:
                     return code
         return _ENDED
 
+    cdef int _start(self, Lease lease, Entry entry, const unsigned char *payload, unsigned int size) except -1:
+        """Start the next job as a coroutine. Its payload is copied: the frame may be settled in part before it is decoded."""
+        cdef int code
+        if len(self.active) >= self._slots:
+            self._starved = True
+            return _BLOCKED
+        lease._pos = payload + size
+        lease.next += 1
+        self._spawn_job(lease, lease.next - 1, entry, PyBytes_FromStringAndSize(<const char *>payload, size),
+                        entry.timeout_ms, entry.hard_ms, entry.retries, None)
+        if not len(self.active) & (RUN_OF - 1):
+            code = self._look(entry)
+            if code != _ENDED:
+                return code
+        return _ENDED
+
+    cdef object _spawn_job(self, Lease lease, int index, Entry entry, object payload, unsigned long long timeout_ms,
+                           unsigned long long hard_ms, unsigned long long retries, object own):
+        cdef AsyncJob job = AsyncJob.__new__(AsyncJob)
+        job._runner = self
+        job.lease = lease
+        job.index = index
+        job.entry = entry
+        job._payload = payload
+        job._timeout_ms = timeout_ms
+        job._hard_ms = hard_ms
+        job._retries = retries
+        job.own = own
+        job.ending = ""
+        job._begun_ns = tqe_now()
+        lease._state[index - lease._head.base] = JOB_STARTED
+        lease.running += 1
+        self.active.add(job)
+        tqe_plain(self._board + C_ASYNC, len(self.active))
+        job.task = self._spawn(job)
+        if timeout_ms:
+            self._limit(job)
+        return job
+
+    def start(self, Lease lease not None, int index, Entry entry not None, payload, own, *, unsigned long long timeout_ms,
+              unsigned long long hard_ms, unsigned long long retries):
+        """Start a coroutine for a job that take() gave out, with its own limits, which stay with it as `own`."""
+        if lease.started_ms == 0:
+            lease.started_ms = <unsigned long long>(<long long>(tqe_now() // 1000000) + self.redis_offset_ms)
+        return self._spawn_job(lease, index, entry, payload, timeout_ms, hard_ms, retries, own)
+
+    def leave(self, job):
+        """A job beside others has ended, of whatever kind: its slot is free. Call it after its lease has been told."""
+        self.active.discard(job)
+        tqe_plain(self._board + C_ASYNC, len(self.active))
+        if self._starved or not self.active:
+            self._starved = False
+            self._changed()
+
+    cdef object _ended_beside(self, AsyncJob job):
+        cdef Lease lease = job.lease
+        cdef unsigned long long now = tqe_now()
+        job.entry.timed(1, now - job._begun_ns)
+        self.ended += 1
+        lease.running -= 1
+        lease.finished_ms = <unsigned long long>(<long long>(now // 1000000) + self.redis_offset_ms)
+        if not lease.first_done_ns:
+            lease.first_done_ns = now
+        if lease.running == 0 and lease.next >= lease.stop:
+            self._ended.append(lease)
+            self._starved = True
+        self.leave(job)
+
     cdef Entry _switch(self, const unsigned char *key, int size):
         """The task of another type."""
         cdef Entry entry = self.entries.get(PyBytes_FromStringAndSize(<const char *>key, size))
@@ -534,7 +645,8 @@ cdef class Runner:
     cdef int _look(self, Entry entry) except -1:
         """Read the clock: account what ran since the last look, and say whether the walk must end."""
         cdef unsigned long long now = tqe_now()
-        entry.timed(self._counted, now - self._since)
+        if self._counted:
+            entry.timed(self._counted, now - self._since)
         self._since = now
         self._counted = 0
         self._clock_ms()
@@ -550,6 +662,7 @@ cdef class Runner:
         cdef char *board = self._board
         cdef unsigned char *state = lease._state + (index - lease._head.base)
         cdef object args, result
+        self.ended += 1
         self._index = index
         self._entry = entry
         tqe_plain(board + C_ROW, lease.row)
@@ -576,6 +689,16 @@ cdef class Runner:
             state[0] = JOB_DONE
         else:
             self._keep(lease, index, entry, result)
+
+    def conclude(self, Lease lease not None, int index, Entry entry not None, result):
+        """Write the outcome of a job beside others that returned."""
+        if lease.lost:
+            return  # it will be refused; and its row may be another lease's before the record is gone
+        if result is None or not lease._head.flags & FLAG_TRACKED:
+            lease._state[index - lease._head.base] = JOB_DONE
+            return
+        self._since_ms = <unsigned long long>(<long long>(tqe_now() // 1000000) + self.redis_offset_ms)
+        self._keep(lease, index, entry, result)
 
     cdef object _keep(self, Lease lease, int index, Entry entry, object result):
         """Record a result; what cannot be encoded or is too long goes to Python. The times are those of the last look at the clock."""
@@ -646,20 +769,6 @@ cdef class Runner:
         """Call a task with its decoded arguments, off the board: for coroutines and the helper thread."""
         return call_task(entry, args)
 
-    def steps(self, coroutine, Lease lease not None, int index, Entry entry not None, *, unsigned long long timeout_ms,
-              unsigned long long hard_ms, unsigned long long retries):
-        """Wrap a job's coroutine: each of its steps stands on the board, so that a crash or a blocked loop has a name."""
-        cdef Steps steps = Steps.__new__(Steps)
-        steps._runner = self
-        steps._coroutine = coroutine
-        steps._lease = lease
-        steps._index = index
-        steps._entry = entry
-        steps._timeout_ms = timeout_ms
-        steps._hard_ms = hard_ms
-        steps._retries = retries
-        return steps
-
 
 cdef object call_task(Entry entry, object args):
     """Call by position: what the generated struct has checked needs no dict of keywords."""
@@ -679,30 +788,125 @@ cdef object call_task(Entry entry, object args):
     return PyObject_Vectorcall(entry.func, stack, n, NULL)
 
 
+async def _awaited(awaitable):
+    return await awaitable
+
+
 @cython.final
-cdef class Steps:
-    """An awaitable that drives a job's coroutine and marks the running step on the board."""
+cdef class AsyncJob:
+    """A job that runs as a coroutine, and is the coroutine that the event loop's task drives.
+
+    It decodes the payload at its first step, marks each step on the board (so that a crash or a blocked loop has a name), and
+    writes the outcome at its last one. For the loop it always returns None: nothing of a job ends in a task's exception.
+    """
 
     cdef Runner _runner
+    cdef readonly Lease lease
+    cdef readonly int index
+    cdef readonly Entry entry
+    cdef readonly object own  # limits that are not its task's, or None
+    cdef readonly object task  # the event loop's task
+    cdef public str ending  # why it is being cancelled: 'timeout', 'cancel', 'return', or ''
+    cdef public object timer
+    cdef object _payload
     cdef object _coroutine
-    cdef Lease _lease
-    cdef int _index
-    cdef Entry _entry
     cdef unsigned long long _timeout_ms
     cdef unsigned long long _hard_ms
     cdef unsigned long long _retries
+    cdef unsigned long long _begun_ns
+
+    @property
+    def timeout_ms(self):
+        return self._timeout_ms
 
     cdef inline void _enter(self) noexcept:
         cdef Runner runner = self._runner
-        tqe_plain(runner._board + C_ROW, self._lease.row)
-        tqe_plain(runner._board + C_INDEX, self._index)
-        runner._limits(self._entry, self._timeout_ms, self._hard_ms, self._retries)
+        tqe_plain(runner._board + C_ROW, self.lease.row)
+        tqe_plain(runner._board + C_INDEX, self.index)
+        runner._limits(self.entry, self._timeout_ms, self._hard_ms, self._retries)
         runner._step += 1
         tqe_plain(runner._board + C_STEP, runner._step)
         tqe_store(runner._board + C_IN_USER, runner._step)
 
     cdef inline void _leave(self) noexcept:
         tqe_store(self._runner._board + C_IN_USER, 0)
+
+    cdef object _open(self):
+        """Decode the payload and make the task's coroutine."""
+        cdef object arguments
+        try:
+            arguments = PyObject_CallOneArg(self.entry.decode, self._payload)
+        except BaseException as e:
+            self._leave()
+            # A limit that struck while they were decoded says nothing about the arguments.
+            self._end(None, e, isinstance(e, Exception))
+            return None
+        self._payload = None
+        try:
+            self._coroutine = call_task(self.entry, arguments)
+        except BaseException as e:
+            self._leave()
+            self._end(None, e, False)
+            return None
+        if not PyCoro_CheckExact(self._coroutine):
+            self._coroutine = _awaited(self._coroutine)
+        return self._coroutine
+
+    cdef object _end(self, object result, object error, bint in_arguments):
+        """The last step is over. Outcomes wait while the worker takes itself over: the outcome area is being sorted out."""
+        cdef Runner runner = self._runner
+        self._coroutine = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if runner.late is not None:
+            runner.late.append((self, result, error, in_arguments))
+        elif error is None:
+            runner.conclude(self.lease, self.index, self.entry, result)
+        else:
+            runner._failed_beside(self, error, in_arguments)
+        runner._ended_beside(self)
+
+    cdef object _step(self, object thrown):
+        """One step: what the task waits for, or None with the job ended (`_coroutine` is None)."""
+        cdef PyObject *got = NULL
+        cdef int status
+        cdef object value
+        self._enter()
+        if self._coroutine is None:
+            if thrown is not None:
+                self._leave()
+                self._end(None, thrown, False)  # cancelled before it began
+                return None
+            Py_DECREF(PyContextVar_Set(<PyObject *>self._runner._context, <PyObject *>self))  # the token
+            if self._open() is None:
+                return None
+        try:
+            if thrown is not None:
+                value = self._coroutine.throw(thrown)
+                self._leave()
+                return value
+            status = PyIter_Send(self._coroutine, None, &got)
+            if status == 1:
+                value = <object>got
+                Py_DECREF(got)
+                self._leave()
+                return value
+            if status == 0:
+                value = <object>got
+                Py_DECREF(got)
+                self._leave()
+                self._end(value, None, False)
+                return None
+        except StopIteration as e:
+            self._leave()
+            self._end(e.value, None, False)
+            return None
+        except BaseException as e:
+            self._leave()
+            self._end(None, e, False)
+            return None
+        return None
 
     def __await__(self):
         return self
@@ -711,25 +915,25 @@ cdef class Steps:
         return self
 
     def __next__(self):
-        return self.send(None)
+        cdef object value = self._step(None)
+        if self._coroutine is None:
+            raise StopIteration
+        return value
 
     def send(self, value):
-        self._enter()
-        try:
-            return self._coroutine.send(value)
-        finally:
-            self._leave()
+        cdef object got = self._step(None)
+        if self._coroutine is None:
+            raise StopIteration
+        return got
 
-    def throw(self, *args):
-        self._enter()
-        try:
-            return self._coroutine.throw(*args)
-        finally:
-            self._leave()
+    def throw(self, kind, value=None, traceback=None):
+        cdef object error = kind if isinstance(kind, BaseException) else (kind() if value is None else value)
+        cdef object got = self._step(error)
+        if self._coroutine is None:
+            raise StopIteration
+        return got
 
     def close(self):
-        self._enter()
-        try:
-            return self._coroutine.close()
-        finally:
-            self._leave()
+        if self._coroutine is not None:
+            self._coroutine.close()
+            self._coroutine = None

@@ -1,6 +1,7 @@
 """Types of the compiled fast path."""
 
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any, Final, final
 
 from typing_extensions import Buffer
@@ -125,6 +126,7 @@ RUN_STOP: int
 RUN_FULL: int
 RUN_LEASE_END: int
 RUN_SPECIAL: int
+RUN_BLOCKED: int
 
 def board_constants() -> dict[str, int]: ...
 
@@ -307,25 +309,58 @@ class Runner:
         retries: int,
     ) -> None: ...
     def invoke(self, entry: Entry, args: Any) -> Any: ...
-    def steps(
+    @property
+    def active(self) -> set[Any]: ...
+    @property
+    def ended(self) -> int: ...
+    late: list[tuple[Any, Any, BaseException | None, bool]] | None
+    def beside(
         self,
-        coroutine: Coroutine[Any, Any, Any],
+        *,
+        slots: int,
+        spawn: Callable[[Any], Any],
+        limit: Callable[[Any], object],
+        failed: Callable[[Any, BaseException, bool], object],
+        changed: Callable[[], object],
+        context: ContextVar[Any],
+        ended: list[Lease],
+    ) -> None: ...
+    def start(
+        self,
         lease: Lease,
         index: int,
         entry: Entry,
+        payload: bytes,
+        own: Any,
         *,
         timeout_ms: int,
         hard_ms: int,
         retries: int,
-    ) -> Steps: ...
+    ) -> AsyncJob: ...
+    def leave(self, job: Any) -> None: ...
+    def conclude(self, lease: Lease, index: int, entry: Entry, result: Any) -> None: ...
 
 @final
-class Steps:
-    """A job's coroutine; each of its steps stands on the board."""
+class AsyncJob:
+    """A job that runs as a coroutine, and is the coroutine that the event loop's task drives."""
 
+    ending: str
+    timer: Any
+    @property
+    def lease(self) -> Lease: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def entry(self) -> Entry: ...
+    @property
+    def own(self) -> Any: ...
+    @property
+    def task(self) -> Any: ...
+    @property
+    def timeout_ms(self) -> int: ...
     def __await__(self) -> Generator[Any, Any, Any]: ...
-    def __iter__(self) -> Steps: ...
+    def __iter__(self) -> AsyncJob: ...
     def __next__(self) -> Any: ...
     def send(self, value: Any) -> Any: ...
-    def throw(self, *args: Any) -> Any: ...
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any: ...
     def close(self) -> None: ...

@@ -10,7 +10,9 @@ contract.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from contextvars import ContextVar
+from inspect import iscoroutine
 from typing import Any, Final, final
 
 import msgspec
@@ -32,6 +34,7 @@ C_INDEX: Final = 160
 C_TASK: Final = 168
 C_TIMEOUT_MS: Final = 176
 C_HARD_MS: Final = 184
+C_ASYNC: Final = 216
 C_HALF: Final = 232
 C_RETRIES: Final = 240
 CONTROL_BYTES: Final = 4096
@@ -79,6 +82,7 @@ RUN_STOP: Final = 2
 RUN_FULL: Final = 3
 RUN_LEASE_END: Final = 4
 RUN_SPECIAL: Final = 5
+RUN_BLOCKED: Final = 6
 
 _MODE_STRUCT: Final = 1
 _MODE_KWARGS: Final = 2
@@ -89,7 +93,8 @@ _BINS: Final = 24
 _RESULT_BYTES_MAX: Final = 65_536
 _NAMES: Final = (
     "C_STOP", "C_LEASE_UNTIL", "C_STEP", "C_IN_USER", "C_ROW", "C_INDEX", "C_TASK", "C_TIMEOUT_MS",
-    "C_HARD_MS", "C_HALF", "C_RETRIES", "CONTROL_BYTES", "TASKS_MAX", "TASK_BYTES", "TASK_NAME_BYTES",
+    "C_HARD_MS", "C_ASYNC", "C_HALF", "C_RETRIES", "CONTROL_BYTES", "TASKS_MAX", "TASK_BYTES",
+    "TASK_NAME_BYTES",
     "T_COMPLETED", "T_FAILED", "T_SUM_NS", "T_WAIT_SUM_US", "T_MEAN_NS", "T_TIMED", "T_RUN_BINS",
     "T_WAIT_BINS", "ROWS", "ROW_BYTES", "R_RANGE", "R_BLOCK", "R_ID", "R_RUN", "R_STATES", "INLINE_JOBS",
     "BLOCKS", "BLOCK_BYTES", "JOB_LEASED", "JOB_STARTED", "JOB_DONE", "JOB_RECORDED", "JOB_RETURNED",
@@ -578,11 +583,12 @@ _DIGITS: Final = bytes.maketrans(b"0123456789ABCDEFGHJKMNPQRSTVWXYZ", b"01234567
 
 @final
 class Runner:
-    """Runs the jobs of leases on the calling thread. One a worker.
+    """Runs the jobs of leases: synchronous ones at once, on the calling thread, coroutines as tasks of its
+    loop. One a worker.
 
     `on_failure(lease, index, entry, exception, in_arguments)` writes the record of a job that raised and
     returns nothing; `on_result(lease, index, entry, result)` writes that of a tracked job whose result is too
-    long, or no JSON.
+    long, or no JSON. See `beside()` for what coroutines need.
     """
 
     def __init__(
@@ -613,6 +619,99 @@ class Runner:
         self._since = 0  # when the clock was last read
         self._end = 0  # when the time given is over
         self._counted = 0  # jobs since then
+        # of jobs beside others
+        self.ended = 0  # jobs that have ended here, however
+        self.active: set[Any] = set()
+        self.late: list[tuple[Any, Any, BaseException | None, bool]] | None = None
+        self._slots = 0
+        self._starved = False
+        self._ended_leases: list[Lease] = []
+
+    def beside(
+        self,
+        *,
+        slots: int,
+        spawn: Callable[[Any], Any],
+        limit: Callable[[Any], object],
+        failed: Callable[[Any, BaseException, bool], object],
+        changed: Callable[[], object],
+        context: ContextVar[Any],
+        ended: list[Lease],
+    ) -> None:
+        """Say how coroutines run: at most `slots` at once, each started by `spawn(job)`, an event loop's
+        create_task.
+
+        `limit(job)` is called for a job with a time limit; `failed(job, exception, in_arguments)` writes the
+        outcome of one that raised; `changed()` is called when a lease has ended, or a slot is free that was
+        missed. `context` is the context variable that gets the job; leases that have ended are appended to
+        `ended`.
+        """
+        self._slots = slots
+        self._spawn = spawn
+        self._limit = limit
+        self.failed_beside = failed
+        self._changed = changed
+        self.context = context
+        self._ended_leases = ended
+
+    def start(
+        self,
+        lease: Lease,
+        index: int,
+        entry: Entry,
+        payload: bytes,
+        own: Any,
+        *,
+        timeout_ms: int,
+        hard_ms: int,
+        retries: int,
+    ) -> AsyncJob:
+        """Start a coroutine for a job that take() gave out, with its own limits, which stay with it as
+        `own`."""
+        if lease.started_ms == 0:
+            lease.started_ms = self.now_ms()
+        job = AsyncJob(self, lease, index, entry, payload, own, (timeout_ms, hard_ms, retries))
+        lease.mark(index, JOB_STARTED)
+        lease.running += 1
+        self.active.add(job)
+        self.slot.store(C_ASYNC, len(self.active))
+        job.task = self._spawn(job)
+        if timeout_ms:
+            self._limit(job)
+        return job
+
+    def leave(self, job: Any) -> None:
+        """A job beside others has ended, of whatever kind: its slot is free. Call it after its lease has been
+        told."""
+        self.active.discard(job)
+        self.slot.store(C_ASYNC, len(self.active))
+        if self._starved or not self.active:
+            self._starved = False
+            self._changed()
+
+    def conclude(self, lease: Lease, index: int, entry: Entry, result: Any) -> None:
+        """Write the outcome of a job beside others that returned."""
+        if lease.lost:
+            return  # it will be refused; and its row may be another lease's before the record is gone
+        if result is None or not lease.tracked:
+            lease.mark(index, JOB_DONE)
+            return
+        self._since = clock.boottime_ns()
+        self._keep(lease, index, entry, result)
+
+    def end(self, job: AsyncJob) -> None:
+        """The last step of a coroutine is over, and its outcome written or put off."""
+        lease, now = job.lease, clock.boottime_ns()
+        job.entry.timed(1, now - job.begun_ns)
+        self.ended += 1
+        lease.running -= 1
+        lease.finished_ms = now // 1_000_000 + self.redis_offset_ms
+        if not lease.first_done_ns:
+            lease.first_done_ns = now
+        if lease.running == 0 and lease.next >= lease.stop:
+            self._ended_leases.append(lease)
+            self._starved = True
+        self.leave(job)
 
     def current(self) -> tuple[Lease, int, Entry] | None:
         """(lease, index, entry) of the job that runs inline now, or None."""
@@ -632,7 +731,7 @@ class Runner:
         """Run the jobs of leases[head:] in order, for about `limit_ns`.
 
         Returns (code, head, jobs): why it ended (RUN_*), the lease where it stands (those before have nothing
-        left to start), and how many jobs it ran.
+        left to start), and how many jobs it started.
         """
         code, at, jobs = RUN_ENDED, head, 0
         self._since = clock.boottime_ns()
@@ -704,22 +803,7 @@ class Runner:
         """Call a task with its decoded arguments, off the board: for coroutines and the helper thread."""
         return _call_task(entry, args)
 
-    def steps(
-        self,
-        coroutine: Coroutine[Any, Any, Any],
-        lease: Lease,
-        index: int,
-        entry: Entry,
-        *,
-        timeout_ms: int,
-        hard_ms: int,
-        retries: int,
-    ) -> Steps:
-        """Wrap a job's coroutine: each of its steps stands on the board, so that a crash or a blocked loop
-        has a name."""
-        return Steps(self, coroutine, lease, index, entry, (timeout_ms, hard_ms, retries))
-
-    # -- for Steps
+    # -- for jobs beside others
 
     def limits(self, entry: Entry, timeout_ms: int, hard_ms: int, retries: int) -> None:
         """Say on the board which task runs, and its limits."""
@@ -736,7 +820,7 @@ class Runner:
         self.slot.store(C_STEP, self._step)
         self.slot.store(C_IN_USER, self._step)
 
-    def leave(self) -> None:
+    def left(self) -> None:
         """User code has returned."""
         self.slot.store(C_IN_USER, 0)
 
@@ -765,8 +849,17 @@ class Runner:
                 entry = self._switch(key)
                 if entry is None:
                     return RUN_SPECIAL
-            if zstd or options or entry.is_async:
+            if zstd or options:
                 return RUN_SPECIAL
+            if entry.is_async:
+                code = self._start(lease, entry, payload)
+                if code != RUN_ENDED:
+                    return code
+                continue
+            if self.active:
+                return (
+                    RUN_SPECIAL  # coroutines' timers and connections must not wait for a job that runs inline
+                )
             if self.slot.full():
                 return RUN_FULL
             lease.next += 1
@@ -777,6 +870,18 @@ class Runner:
                 if code != RUN_ENDED:
                     return code
         return RUN_ENDED
+
+    def _start(self, lease: Lease, entry: Entry, payload: bytes) -> int:
+        """Start the next job as a coroutine."""
+        if len(self.active) >= self._slots:
+            self._starved = True
+            return RUN_BLOCKED
+        lease.next += 1
+        self.start(
+            lease, lease.next - 1, entry, payload, None,
+            timeout_ms=entry.timeout_ms, hard_ms=entry.hard_ms, retries=entry.retries,
+        )  # fmt: skip
+        return RUN_ENDED if len(self.active) % _RUN_OF else self._look(entry)
 
     def _switch(self, key: bytes) -> Entry | None:
         """The task of another type."""
@@ -792,7 +897,8 @@ class Runner:
     def _look(self, entry: Entry) -> int:
         """Read the clock: account what ran since the last look, and say whether the walk must end."""
         now = clock.boottime_ns()
-        entry.timed(self._counted, now - self._since)
+        if self._counted:
+            entry.timed(self._counted, now - self._since)
         self._since = now
         self._counted = 0
         if now >= self.until_ns:
@@ -801,6 +907,7 @@ class Runner:
 
     def _execute(self, lease: Lease, index: int, entry: Entry, payload: bytes) -> None:
         """Run one job. From here it counts as started."""
+        self.ended += 1
         self._index = index
         self._entry = entry
         lease.mark(index, JOB_STARTED)
@@ -808,17 +915,17 @@ class Runner:
         try:
             args = entry.decode(payload)
         except BaseException as e:
-            self.leave()
+            self.left()
             # A limit that struck while they were decoded says nothing about the arguments.
             self._on_failure(lease, index, entry, e, isinstance(e, Exception))
             return
         try:
             result = _call_task(entry, args)
         except BaseException as e:
-            self.leave()
+            self.left()
             self._on_failure(lease, index, entry, e, False)
             return
-        self.leave()
+        self.left()
         if result is None or not lease.tracked:
             lease.mark(index, JOB_DONE)
         else:
@@ -852,56 +959,103 @@ def _call_task(entry: Entry, args: Any) -> Any:
     )
 
 
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
 @final
-class Steps:
-    """An awaitable that drives a job's coroutine and marks the running step on the board."""
+class AsyncJob:
+    """A job that runs as a coroutine, and is the coroutine that the event loop's task drives.
+
+    It decodes the payload at its first step, marks each step on the board, and writes the outcome at its last
+    one. For the loop it always returns None: nothing of a job ends in a task's exception.
+    """
 
     def __init__(
         self,
         runner: Runner,
-        coroutine: Coroutine[Any, Any, Any],
         lease: Lease,
         index: int,
         entry: Entry,
+        payload: bytes,
+        own: Any,
         limits: tuple[int, int, int],
     ) -> None:
+        self.lease = lease
+        self.index = index
+        self.entry = entry
+        self.own = own
+        self.task: Any = None
+        self.ending = ""
+        self.timer: Any = None
+        self.begun_ns = clock.boottime_ns()
         self._runner = runner
-        self._coroutine = coroutine
-        self._lease = lease
-        self._index = index
-        self._entry = entry
+        self._payload = payload
         self._limits = limits
+        self._coroutine: Coroutine[Any, Any, Any] | None = None
+
+    @property
+    def timeout_ms(self) -> int:
+        return self._limits[0]
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        return self
+        return self  # type: ignore[return-value]  # it has all that a task asks of it
 
-    def __iter__(self) -> Steps:
+    def __iter__(self) -> AsyncJob:
         return self
 
     def __next__(self) -> Any:
-        return self.send(None)
+        return self._step(None)
 
     def send(self, value: Any) -> Any:
-        self._enter()
-        try:
-            return self._coroutine.send(value)
-        finally:
-            self._runner.leave()
+        return self._step(None)
 
-    def throw(self, *args: Any) -> Any:
-        self._enter()
-        try:
-            return self._coroutine.throw(*args)
-        finally:
-            self._runner.leave()
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
+        return self._step(kind if isinstance(kind, BaseException) else kind() if value is None else value)
 
     def close(self) -> None:
-        self._enter()
-        try:
+        if self._coroutine is not None:
             self._coroutine.close()
-        finally:
-            self._runner.leave()
+            self._coroutine = None
 
-    def _enter(self) -> None:
-        self._runner.limits(self._entry, *self._limits)
-        self._runner.enter(self._lease, self._index)
+    def _step(self, thrown: BaseException | None) -> Any:
+        runner = self._runner
+        runner.limits(self.entry, *self._limits)
+        runner.enter(self.lease, self.index)
+        in_arguments = False
+        try:
+            if self._coroutine is None:
+                if thrown is not None:
+                    raise thrown  # cancelled before it began
+                runner.context.set(self)
+                in_arguments = True
+                arguments = self.entry.decode(self._payload)
+                in_arguments = False
+                made = _call_task(self.entry, arguments)
+                self._coroutine = made if iscoroutine(made) else _awaited(made)
+            value = self._coroutine.send(None) if thrown is None else self._coroutine.throw(thrown)
+        except StopIteration as e:
+            runner.left()
+            self._end(e.value, None, False)
+        except BaseException as e:
+            runner.left()
+            self._end(None, e, in_arguments and isinstance(e, Exception))
+        else:
+            runner.left()
+            return value
+        raise StopIteration
+
+    def _end(self, result: Any, error: BaseException | None, in_arguments: bool) -> None:
+        """The last step is over. Outcomes wait while the worker takes itself over."""
+        runner = self._runner
+        self._coroutine = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if runner.late is not None:
+            runner.late.append((self, result, error, in_arguments))
+        elif error is None:
+            runner.conclude(self.lease, self.index, self.entry, result)
+        else:
+            runner.failed_beside(self, error, in_arguments)
+        runner.end(self)

@@ -20,7 +20,7 @@ class Record(NamedTuple):
     """Outcome of one job that is finished and not settled. Times in ms of Redis; `error` and `result` are
     JSON or empty."""
 
-    index: int  # type: ignore[assignment]  # a tuple has a method of that name, which nobody wants of a record
+    index: int  # type: ignore[assignment]  # a tuple has a method of that name, which no record needs
     status: int
     delay_ms: int
     started_ms: int
@@ -168,7 +168,8 @@ class SlotView:
         )
 
     def all_records(self) -> Iterator[tuple[int, Record]]:
-        """Records of both halves, the one in use last: where a job stands in both, the later one is the truth."""
+        """Records of both halves, the one in use last: where a job stands in both, the later one is the
+        truth."""
         half = self.get(layout.C_HALF) & 1
         yield from self.records(1 - half)
         yield from self.records(half)

@@ -16,6 +16,7 @@ else:
     except ImportError:
         from tqe import _pure_board as _backend
 
+AsyncJob = _backend.AsyncJob
 Entry = _backend.Entry
 Lease = _backend.Lease
 Runner = _backend.Runner
@@ -28,17 +29,20 @@ RUN_STOP = _backend.RUN_STOP
 RUN_FULL = _backend.RUN_FULL
 RUN_LEASE_END = _backend.RUN_LEASE_END
 RUN_SPECIAL = _backend.RUN_SPECIAL
+RUN_BLOCKED = _backend.RUN_BLOCKED
 admit = _backend.admit
 plain_done = _backend.plain_done
 
 __all__ = [
     "MODES",
+    "RUN_BLOCKED",
     "RUN_ENDED",
     "RUN_FULL",
     "RUN_LEASE_END",
     "RUN_SPECIAL",
     "RUN_STOP",
     "RUN_TIME",
+    "AsyncJob",
     "Entry",
     "Lease",
     "Runner",

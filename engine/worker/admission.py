@@ -40,11 +40,13 @@ class Kept:
 
 
 class Admission:
-    """Decides for one worker. `free_slots` limits coroutines, `quantum_ns` the predicted time of synchronous
-    work."""
+    """Decides for one worker. `slots` coroutines run at once; `quantum_ns` limits the predicted time of what
+    is
+    kept."""
 
-    def __init__(self, tasks: Mapping[bytes, Measured], *, quantum_ns: int) -> None:
+    def __init__(self, tasks: Mapping[bytes, Measured], *, quantum_ns: int, slots: int = 1) -> None:
         self._tasks = tasks
+        self._slots = slots
         self._quantum_ns = quantum_ns
 
     def keep(
@@ -64,8 +66,11 @@ class Admission:
             if task is None:
                 take, mean = jobs, 0.0  # settled without being run
             elif task.is_async:
-                take, mean = min(jobs, max(free_slots, 1 if must and not kept else 0)), 0.0
-                free_slots -= take
+                # As many as can start now; of short ones, as many as will have started within the quantum.
+                mean = max(task.mean_ns, 0.0) / self._slots if task.seen >= self._slots else 0.0
+                fit = int((room - predicted) / mean) if mean > 0 else 0
+                take = min(jobs, max(free_slots, fit, 1 if must and not kept else 0))
+                free_slots = max(0, free_slots - take)
             else:
                 # What was never measured counts as a whole quantum, so that one such job fills it.
                 mean = task.mean_ns if task.mean_ns >= 0 else float(self._quantum_ns)
@@ -86,9 +91,9 @@ class Admission:
         of no-op jobs."""
         slowest = 0.0
         for task in self._tasks.values():
-            if task.is_async or task.seen < RAMP[-1][0]:
+            if task.seen < RAMP[-1][0]:
                 return None
-            slowest = max(slowest, task.mean_ns)
+            slowest = max(slowest, task.mean_ns / self._slots if task.is_async else task.mean_ns)
         # Twice the quantum, since a fetch that went out in time meets what was still at hand: giving back
         # would be the dearer part.
         return slowest if held_ns + slowest * jobs <= 2 * self._quantum_ns else None

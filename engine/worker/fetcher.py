@@ -49,7 +49,9 @@ class Fetcher:
         self._settler = settler
         self._lanes = [working.LaneRule(lane) for lane in settings.lanes]
         self._rank = {lane: rank for rank, lane in enumerate(settings.lanes)}
-        self._admission = Admission(runner.entries, quantum_ns=settings.quantum_us * 1000)
+        self._admission = Admission(
+            runner.entries, quantum_ns=settings.quantum_us * 1000, slots=settings.concurrency
+        )
         self._calls: working.Fetcher | None = None
         self._mismatches = 0
         self._jobs_budget = JOBS_FIRST
@@ -74,8 +76,8 @@ class Fetcher:
             self._unanswered is None
             and not self.empty
             and hold.held_ns < self._settings.quantum_us * 1000
-            and (hold.idle or not self._runner.active)
             and self._runner.free_slots > 0
+            and not self._runner.resting
             and len(hold) < formats.IN_FLIGHT_FRAMES_MAX // 2
             and hold.bytes < formats.IN_FLIGHT_BYTES_MAX // 2
             and self._slot.free_rows()[1] > 16
@@ -86,8 +88,6 @@ class Fetcher:
         if self._calls is None:
             raise RuntimeError("begin() first")
         jobs = self._jobs_budget
-        if self._runner.active:
-            jobs = min(jobs, self._runner.free_slots)
         free_rows, _ = self._slot.free_rows()
         return self._calls.call(
             jobs_max=jobs,

@@ -73,12 +73,11 @@ class Hold:
         """Nothing waits to be started."""
         return not any(self._ready)
 
-    def spot(self, blocked: set[int]) -> Spot | None:
-        """The first lease with a job to start, of the highest lane, leaving out the rows in `blocked`."""
+    def spot(self) -> Spot | None:
+        """The first lease with a job to start, of the highest lane."""
         for leases in self._ready:
-            for at, lease in enumerate(leases):
-                if lease.row not in blocked:
-                    return Spot(leases, at)
+            if leases:
+                return Spot(leases, 0)
         return None
 
     def started(self, spot: Spot, end: int) -> None:

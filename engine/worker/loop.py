@@ -145,7 +145,7 @@ class Worker:
         except LOST as e:
             await self._lost(e)
             return
-        if self._hold.idle or code == hot.RUN_ENDED:
+        if self._hold.idle or code in (hot.RUN_ENDED, hot.RUN_BLOCKED):
             await self._wait()
         else:
             await asyncio.sleep(0)
@@ -180,7 +180,7 @@ class Worker:
         spent = clock.boottime_ns() - begun
         self._view.add("busy_ns", spent)
         self._view.put("completed", self.runner.jobs_ended - self._view.counters()["failed"])
-        self._hold.spent(self._hold.spot(set()), spent)
+        self._hold.spent(self._hold.spot(), spent)
         return code
 
     async def _exchange(self, *, force: bool) -> None:
@@ -292,7 +292,7 @@ class Worker:
             self._view.set(layout.C_PHASE, layout.PHASE_DRAIN)
             self._hold.give_back_all()  # each time: a fetch that was under way may have brought more
             if word == layout.STOP_NOW:
-                self.runner.return_running()
+                self.runner.beside.return_all()
 
     def _finished(self) -> bool:
         return (
@@ -398,7 +398,8 @@ class Worker:
         for lease in self._hold:
             if lease.frame_id != name[:26] or lease.run != run:
                 continue
-            # By what it claims, not by what was fetched: a part that it gave back may be ours again, as another lease.
+            # By what it claims, not by what was fetched: a part that it gave back may be ours again, as
+            # another lease.
             if _covers(lease.claims, base, base + n) and (best is None or lease.n < best.n):
                 best = lease
         return best

@@ -1,16 +1,10 @@
-"""Runs jobs: plain synchronous ones on the compiled path, the rest (coroutines, options, cancels, unknown
-types) one by one."""
+"""Runs jobs: plain ones on the compiled path, the rest (options, cancels, zstd, unknown types) one by one."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import ctypes
 import logging
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -22,44 +16,15 @@ from tqe.codec import hot, payload
 from tqe.errors import DamagedFrame, JobCancelled, PayloadTooLarge, SoftTimeLimit
 from tqe.registry import Registry, Task
 from tqe.settings import Settings
-from tqe.store.settling import retry_rule
+from tqe.worker.beside import Beside, Job, Limits
 from tqe.worker.failures import Failures, Outcome, RetryRule
 from tqe.worker.hold import Hold
 
 log = logging.getLogger("tqe.worker")
 
 _ENCODER: Final = msgspec.json.Encoder()
-REPEAT_S: Final = 1.0  # a limit that was swallowed (in a __del__, by a bare except) is raised again
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of one job: its own, else its frame's, else its task's. Times in ms, 0 = none."""
-
-    timeout_ms: int
-    hard_ms: int
-    rule: RetryRule
-    expires_ms: int = 0
-
-    @property
-    def packed(self) -> int:
-        return retry_rule(self.rule.max_retries, self.rule.base_ms, self.rule.cap_ms)
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """A job that runs beside others: as a coroutine, or on the helper thread."""
-
-    lease: hot.Lease
-    index: int
-    entry: hot.Entry
-    task: Task[..., Any]
-    limits: Limits
-    begun_ns: int
-    future: asyncio.Future[Any] | None = None
-    ending: str = ""  # why it is being cancelled: 'timeout', 'cancel', 'return'
-    timer: asyncio.TimerHandle | None = None
-    thread: int = 0
+BLOCKED_QUANTA: Final = 4  # so long may a job wait here for a slot or the helper; then it goes back
+REST_NS: Final = 250_000_000  # after that, nothing is fetched for so long, or until something has ended
 
 
 class JobRunner:
@@ -79,7 +44,6 @@ class JobRunner:
         self._slot = slot
         self._view = view
         self._hold = hold
-        self._changed = changed
         self.tasks: dict[bytes, Task[..., Any]] = {task.key: task for task in registry}
         self._limits = {task.key: self._task_limits(task) for task in registry}
         self.entries = {task.key: self._entry(number, task) for number, task in enumerate(registry)}
@@ -98,97 +62,117 @@ class JobRunner:
             known=tuple(task.name for task in registry),
         )
         self._own: Limits | None = None  # limits of the job that runs inline, where they are not its task's
-        self.active: set[Running] = set()
-        self._helper: ThreadPoolExecutor | None = None
-        self._helped: Running | None = None
-        # Outcomes that wait while the worker takes itself over.
-        self._late: list[Callable[[], None]] | None = None
+        self.beside = Beside(
+            self.native,
+            view,
+            slots=settings.concurrency,
+            failed=self._failed_beside,
+            changed=changed,
+            ended=hold.ended,
+        )
+        self._late: list[Callable[[], None]] = []  # outcomes that found no room
         self.full = False  # the outcome half has no room: settle before anything else runs
-        self.jobs_ended = 0
-        current.set_inline(self._current)
+        self._blocked_ns = 0  # since when a job has been waiting for a slot or the helper
+        self._rest_until_ns = 0
+        self._ended_at_rest = 0
+        current.set_look_up(self._current)
 
     # -- what the loop calls
 
     @property
+    def active(self) -> set[Any]:
+        """Jobs that run beside others."""
+        return self.native.active
+
+    @property
     def free_slots(self) -> int:
-        return max(0, self._settings.concurrency - len(self.active))
+        return self.beside.free_slots
+
+    @property
+    def jobs_ended(self) -> int:
+        """Jobs that have ended here, however."""
+        return self.native.ended + self.beside.helped_jobs
+
+    @property
+    def resting(self) -> bool:
+        """What was fetched last could not start and went back: fetching it again would only carry it
+        about."""
+        if self._rest_until_ns and (
+            self.jobs_ended != self._ended_at_rest or clock.boottime_ns() >= self._rest_until_ns
+        ):
+            self._rest_until_ns = 0
+        return self._rest_until_ns != 0
 
     def run_slice(self, slice_ns: int) -> int:
         """Run ready jobs for about so long; returns a hot.RUN_* code: why it stopped."""
         end = clock.boottime_ns() + slice_ns
-        blocked: set[int] = set()
         hold = self._hold
         while True:
-            spot = hold.spot(blocked)
+            spot = hold.spot()
             if spot is None:
+                self._blocked_ns = 0
                 return hot.RUN_ENDED
             left = end - clock.boottime_ns()
             if left <= 0:
                 return hot.RUN_TIME
-            at = spot.at
-            if self.active:
-                # While coroutines run, nothing runs inline: their timers must not wait for it.
-                code = self._may_start()
-            else:
-                code, at, jobs = self.native.run(spot.leases, spot.at, left)
-                self.jobs_ended += jobs
+            code, at, jobs = self.native.run(spot.leases, spot.at, left)
             if code == hot.RUN_SPECIAL:
                 lease = spot.leases[at]
-                if not self._special(lease):
-                    blocked.add(lease.row)
-                elif lease.next >= lease.stop:
+                code = self._special(lease)
+                if lease.next >= lease.stop:
                     at += 1
-                code = hot.RUN_FULL if self.full else hot.RUN_ENDED
+            if at > spot.at or jobs:
+                self._blocked_ns = 0
             if at > spot.at:
                 hold.started(spot, at)
+            if code == hot.RUN_BLOCKED:
+                self._blocked()
             if code != hot.RUN_ENDED:
                 return code
 
-    def _may_start(self) -> int:
-        if self.native.stopped():
-            return hot.RUN_STOP
-        if clock.boottime_ns() >= self.native.until_ns:
-            return hot.RUN_LEASE_END
-        return hot.RUN_SPECIAL
+    def _blocked(self) -> None:
+        """The next job cannot start here: no slot, or the helper is busy. It may wait a moment, then others
+        can have it."""
+        now_ns = clock.boottime_ns()
+        if not self._blocked_ns:
+            self._blocked_ns = now_ns
+        elif now_ns - self._blocked_ns > BLOCKED_QUANTA * self._settings.quantum_us * 1000:
+            self._blocked_ns = 0
+            self._rest_until_ns = now_ns + REST_NS
+            self._ended_at_rest = self.jobs_ended
+            self._hold.give_back_all()
 
     def hold_outcomes(self) -> None:
-        """From now on outcomes of running coroutines wait: the halves of the outcome area are being sorted
+        """From now on outcomes of jobs beside others wait: the halves of the outcome area are being sorted
         out."""
-        if self._late is None:
-            self._late = []
+        if self.native.late is None:
+            self.native.late = []
 
     def release_outcomes(self) -> None:
         """Write the outcomes that have waited."""
-        late, self._late = self._late, None
-        for write in late or ():
+        beside, self.native.late = self.native.late, None
+        late, self._late = self._late, []
+        for write in late:
             write()
-        if late:
-            # Their leases may have been settled meanwhile, these jobs left out: nothing else would tell of them.
+        for job, result, error, in_arguments in beside or ():
+            self.beside.conclude(job, result, error, in_arguments)
+        if late or beside:
+            # Their leases may have been settled meanwhile, these jobs left out: nothing else would tell of
+            # them.
             self._hold.ended += [lease for lease in self._hold if lease.ended() and lease.to_settle()]
 
     def cancel_marked(self) -> None:
         """Cancel the running job that the steward has named on the board, if it runs beside others."""
         word = self._view.get(layout.C_CANCEL_ROW)
-        if not word:
-            return
-        self._view.set(layout.C_CANCEL_ROW, 0)
-        row, index = (word >> 32) - 1, word & 0xFFFF
-        # By now the row may be another frame's: the mark names the frame too.
-        frame_id = self._view.text(layout.C_CANCEL_ID).encode()
-        for job in list(self.active):
-            if job.lease.row == row and job.index == index and job.lease.frame_id == frame_id:
-                self._end(job, "cancel")
-
-    def return_running(self) -> None:
-        """Stop now: what runs beside others is cancelled and goes back uncharged."""
-        for job in list(self.active):
-            self._end(job, "return")
+        if word:
+            self._view.set(layout.C_CANCEL_ROW, 0)
+            # By now the row may be another frame's: the mark names the frame too.
+            self.beside.cancel((word >> 32) - 1, word & 0xFFFF, self._view.text(layout.C_CANCEL_ID).encode())
 
     def close(self) -> None:
         """No job will run any more."""
-        current.set_inline(None)
-        if self._helper is not None:
-            self._helper.shutdown(wait=False, cancel_futures=True)
+        current.set_look_up(None)
+        self.beside.close()
 
     def interrupt(self) -> None:
         """The limit signal: raise in the job that the supervisor has condemned, and nowhere else.
@@ -248,17 +232,14 @@ class JobRunner:
 
     # -- one job that needs Python
 
-    def _special(self, lease: hot.Lease) -> bool:
-        """Start, or end, the next job of a lease. False when it cannot start now: no free slot, or the helper
-        is busy."""
+    def _special(self, lease: hot.Lease) -> int:
+        """Start, or end, the next job of a lease; answers as `run` does."""
         task = self.tasks.get(lease.next_type())
-        if task is not None and (
-            not self.free_slots if task.is_async else bool(self.active) and self._helped is not None
-        ):
-            return False
+        if task is not None and not self._has_place(task):
+            return hot.RUN_BLOCKED
         if self._slot.room() < layout.ROOM_BYTES:
             self.full = True
-            return True
+            return hot.RUN_FULL
         index, key, stored, options, zstd = self.native.take(lease)
         if lease.cancels is not None and index in lease.cancels:
             self._record(
@@ -271,7 +252,12 @@ class JobRunner:
             self._view.add("unknown")
         else:
             self._start(lease, index, task, stored, options, zstd)
-        return True
+        return int(hot.RUN_FULL if self.full else hot.RUN_ENDED)
+
+    def _has_place(self, task: Task[..., Any]) -> bool:
+        if task.is_async:
+            return self.free_slots > 0
+        return not self.active or self.beside.helped is None
 
     def _start(
         self, lease: hot.Lease, index: int, task: Task[..., Any], stored: bytes, options: bytes, zstd: bool
@@ -291,7 +277,7 @@ class JobRunner:
             self._record(lease, index, self.failures.plain(layout.OUT_DEAD, "arguments", str(e)))
             return
         if task.is_async or self.active:
-            self._start_beside(lease, index, task, entry, body, limits)
+            self.beside.start(lease, index, entry, body, limits)
         else:
             self._own = limits
             try:
@@ -306,134 +292,23 @@ class JobRunner:
                 )
             finally:
                 self._own = None
-            self.jobs_ended += 1
 
-    # -- jobs beside others
+    # -- outcomes
 
-    def _start_beside(
-        self,
-        lease: hot.Lease,
-        index: int,
-        task: Task[..., Any],
-        entry: hot.Entry,
-        body: bytes,
-        limits: Limits,
-    ) -> None:
-        if lease.started_ms == 0:
-            lease.started_ms = self.native.now_ms()
-        job = Running(lease, index, entry, task, limits, clock.boottime_ns())
-        self.active.add(job)
-        lease.running += 1
-        self.native.started(lease, index)
-        self._view.set(layout.C_ASYNC, len(self.active))
-        loop = asyncio.get_running_loop()
-        if task.is_async:
-            job.future = loop.create_task(self._drive(job, body))
-        else:
-            self._helped = job
-            self._view.set(layout.C_HELPER, (lease.row + 1) << 32 | index)
-            if self._helper is None:
-                self._helper = ThreadPoolExecutor(1, thread_name_prefix="tqe-helper")
-            context = contextvars.copy_context()
-            job.future = loop.run_in_executor(self._helper, context.run, self._help, job, body)
-        job.future.add_done_callback(lambda future: self._ended(job, future))
-        if limits.timeout_ms:
-            job.timer = loop.call_later(limits.timeout_ms / 1000, self._end, job, "timeout")
-
-    async def _drive(self, job: Running, body: bytes) -> Any:
-        current.IN_CONTEXT.set(self._describe(job.lease, job.index, job.entry))
-        try:
-            arguments = job.entry.decode(body)
-        except Exception as e:
-            raise _ArgumentsError(e) from e
-        coroutine = self.native.invoke(job.entry, arguments)
-        limits = job.limits
-        try:
-            return await self.native.steps(
-                coroutine, job.lease, job.index, job.entry,
-                timeout_ms=limits.timeout_ms, hard_ms=limits.hard_ms, retries=limits.packed,
-            )  # fmt: skip
-        except (SystemExit, KeyboardInterrupt) as e:
-            # A Task passes these on to the event loop, which would end the worker and all that runs in it.
-            raise _Escaped(e) from e
-
-    def _help(self, job: Running, body: bytes) -> Any:
-        """Runs on the helper thread."""
-        current.IN_CONTEXT.set(self._describe(job.lease, job.index, job.entry))
-        try:
-            arguments = job.entry.decode(body)
-        except Exception as e:
-            raise _ArgumentsError(e) from e
-        job.thread = threading.get_ident()
-        try:
-            return self.native.invoke(job.entry, arguments)
-        except StopIteration as e:
-            raise RuntimeError("the task raised StopIteration") from e  # a future refuses it
-        finally:
-            job.thread = 0
-
-    def _end(self, job: Running, ending: str) -> None:
-        """Cancel a running job; repeated each second until it has ended."""
-        if job not in self.active or job.future is None:
-            return
-        job.ending = job.ending or ending
-        if job.task.is_async:
-            job.future.cancel()
-        elif job.thread:
-            kind = JobCancelled if job.ending == "cancel" else SoftTimeLimit
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(job.thread), ctypes.py_object(kind))
-        job.timer = asyncio.get_running_loop().call_later(REPEAT_S, self._end, job, ending)
-
-    def _ended(self, job: Running, future: asyncio.Future[Any]) -> None:
-        if job.timer is not None:
-            job.timer.cancel()
-        self.active.discard(job)
-        if job is self._helped:
-            self._helped = None
-            self._view.set(layout.C_HELPER, 0)
-        self._view.set(layout.C_ASYNC, len(self.active))
-        job.lease.running -= 1
-        if job.lease.ended():
-            self._hold.ended.append(job.lease)
-        job.entry.timed(1, max(1, clock.boottime_ns() - job.begun_ns))
-        self.jobs_ended += 1
-        error = asyncio.CancelledError() if future.cancelled() else future.exception()
-        if self._late is not None:
-            self._late.append(lambda: self._settle_beside(job, future, error))
-        else:
-            self._settle_beside(job, future, error)
-        self._changed()
-
-    def _settle_beside(self, job: Running, future: asyncio.Future[Any], error: BaseException | None) -> None:
-        lease = job.lease
-        if not lease.first_done_ns:
-            lease.first_done_ns = clock.boottime_ns()
-        lease.finished_ms = self.native.now_ms()
-        if error is None:
-            self._succeeded(job, future.result())
-            return
+    def _failed_beside(self, job: Job, error: BaseException, in_arguments: bool) -> None:
+        """A coroutine, or the helper's job, raised."""
         if isinstance(error, asyncio.CancelledError | SoftTimeLimit) and job.ending == "return":
-            self._record(lease, job.index, Outcome(layout.OUT_RETURNED, b""))
+            self._record(job.lease, job.index, Outcome(layout.OUT_RETURNED, b""))
             return
         if isinstance(error, asyncio.CancelledError) and job.ending == "timeout":
             error = SoftTimeLimit("it ran past its time limit")
         elif isinstance(error, asyncio.CancelledError) and job.ending == "cancel":
             error = JobCancelled("the job was cancelled")
-        self._own = job.limits
+        before, self._own = self._own, job.own
         try:
-            cause = error.cause if isinstance(error, _Escaped) else error
-            self._failed(lease, job.index, job.entry, cause, isinstance(error, _ArgumentsError))
+            self._failed(job.lease, job.index, job.entry, error, in_arguments)
         finally:
-            self._own = None
-
-    def _succeeded(self, job: Running, result: Any) -> None:
-        lease = job.lease
-        if result is None or not lease.tracked:
-            self.native.done(lease, job.index)
-            return
-        self._result(lease, job.index, job.entry, result)
-
-    # -- outcomes
+            self._own = before
 
     def _failed(
         self, lease: hot.Lease, index: int, entry: hot.Entry, error: BaseException, in_arguments: bool
@@ -488,11 +363,9 @@ class JobRunner:
     def _record(self, lease: hot.Lease, index: int, outcome: Outcome, result: bytes = b"") -> None:
         if lease.lost:
             return  # it will be refused; and its row may be another lease's before the record is gone
-        if self._late is None and self._slot.room() < len(outcome.error) + len(result) + 128:
+        if self.native.late is not None or self._slot.room() < len(outcome.error) + len(result) + 128:
             # No room: the outcome waits in memory until the next settle has freed a half. A crash now would
             # run the job again.
-            self._late = []
-        if self._late is not None:
             self._late.append(lambda: self._record(lease, index, outcome, result))
             self.full = True
             return
@@ -512,7 +385,9 @@ class JobRunner:
 
     # -- current_job()
 
-    def _current(self) -> current.CurrentJob | None:
+    def _current(self, job: Any) -> current.CurrentJob | None:
+        if job is not None:
+            return self._describe(job.lease, job.index, job.entry)
         found = self.native.current()
         return None if found is None else self._describe(*found)
 
@@ -533,10 +408,6 @@ class _Escaped(Exception):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(type(cause).__name__)
         self.cause = cause
-
-
-class _ArgumentsError(_Escaped):
-    """The arguments of a job beside others could not be decoded."""
 
 
 def _id(lease: hot.Lease, index: int) -> str:

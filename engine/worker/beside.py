@@ -1,0 +1,222 @@
+"""Jobs that run beside others: coroutines, and the one synchronous job on the helper thread while coroutines
+run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import ctypes
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from tqe import clock, current
+from tqe.board import layout
+from tqe.board.board import SlotView
+from tqe.codec import hot
+from tqe.errors import JobCancelled, SoftTimeLimit
+from tqe.store.settling import retry_rule
+from tqe.worker.failures import RetryRule
+
+REPEAT_S: Final = 1.0  # a limit that was swallowed (in a __del__, by a bare except) is raised again
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one job: its own, else its frame's, else its task's. Times in ms, 0 = none."""
+
+    timeout_ms: int
+    hard_ms: int
+    rule: RetryRule
+    expires_ms: int = 0
+
+    @property
+    def packed(self) -> int:
+        return retry_rule(self.rule.max_retries, self.rule.base_ms, self.rule.cap_ms)
+
+
+@dataclass(slots=True, eq=False)
+class HelpedJob:
+    """A synchronous job on the helper thread."""
+
+    lease: hot.Lease
+    index: int
+    entry: hot.Entry
+    own: Limits | None
+    timeout_ms: int
+    begun_ns: int
+    future: asyncio.Future[Any] | None = None
+    ending: str = ""
+    timer: asyncio.TimerHandle | None = None
+    thread: int = 0  # ident of the helper while it is in the task's code
+
+
+Job = hot.AsyncJob | HelpedJob
+
+
+class Ends(Protocol):
+    """Who writes the outcome of a job that ran beside others."""
+
+    def __call__(self, job: Job, error: BaseException, in_arguments: bool) -> None: ...
+
+
+class Beside:
+    """The jobs of one worker that run beside others."""
+
+    def __init__(
+        self,
+        native: hot.Runner,
+        view: SlotView,
+        *,
+        slots: int,
+        failed: Ends,
+        changed: Callable[[], None],
+        ended: list[hot.Lease],
+    ) -> None:
+        self._native = native
+        self._view = view
+        self._failed = failed
+        self._changed = changed
+        self._ended = ended
+        self._slots = slots
+        self._loop = asyncio.get_running_loop()
+        self._helper: ThreadPoolExecutor | None = None
+        self.helped: HelpedJob | None = None
+        self.helped_jobs = 0
+        native.beside(
+            slots=slots,
+            spawn=self._loop.create_task,
+            limit=self._limit,
+            failed=failed,
+            changed=changed,
+            context=current.IN_CONTEXT,
+            ended=ended,
+        )
+
+    @property
+    def free_slots(self) -> int:
+        return max(0, self._slots - len(self._native.active))
+
+    def start(self, lease: hot.Lease, index: int, entry: hot.Entry, body: bytes, limits: Limits) -> None:
+        """Start a job that was taken out of its frame: a coroutine, or a synchronous one on the helper
+        thread."""
+        if entry.is_async:
+            self._native.start(
+                lease, index, entry, body, limits,
+                timeout_ms=limits.timeout_ms, hard_ms=limits.hard_ms, retries=limits.packed,
+            )  # fmt: skip
+            return
+        if lease.started_ms == 0:
+            lease.started_ms = self._native.now_ms()
+        job = HelpedJob(lease, index, entry, limits, limits.timeout_ms, clock.boottime_ns())
+        self.helped = job
+        self._native.active.add(job)
+        self._native.started(lease, index)
+        lease.running += 1
+        self._view.set(layout.C_HELPER, (lease.row + 1) << 32 | index)
+        self._view.set(layout.C_ASYNC, len(self._native.active))
+        if self._helper is None:
+            self._helper = ThreadPoolExecutor(1, thread_name_prefix="tqe-helper")
+        job.future = self._loop.run_in_executor(
+            self._helper, contextvars.Context().run, self._help, job, body
+        )
+        job.future.add_done_callback(lambda future: self._help_ended(job, future))
+        if limits.timeout_ms:
+            self._limit(job)
+
+    def cancel(self, row: int, index: int, frame_id: bytes) -> None:
+        """Cancel one running job on request."""
+        for job in list(self._native.active):
+            if job.lease.row == row and job.index == index and job.lease.frame_id == frame_id:
+                self._end(job, "cancel")
+
+    def return_all(self) -> None:
+        """Stop now: what runs is cancelled and goes back uncharged."""
+        for job in list(self._native.active):
+            self._end(job, "return")
+
+    def close(self) -> None:
+        """No job will run any more."""
+        if self._helper is not None:
+            self._helper.shutdown(wait=False, cancel_futures=True)
+
+    def _limit(self, job: Job) -> None:
+        job.timer = self._loop.call_later(job.timeout_ms / 1000, self._end, job, "timeout")
+
+    def _end(self, job: Job, ending: str) -> None:
+        """Cancel a running job; repeated each second until it has ended."""
+        if job not in self._native.active:
+            return
+        job.ending = job.ending or ending
+        if isinstance(job, HelpedJob):
+            if job.thread:
+                kind = JobCancelled if job.ending == "cancel" else SoftTimeLimit
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(job.thread), ctypes.py_object(kind))
+        else:
+            job.task.cancel()
+        if job.timer is not None:
+            job.timer.cancel()
+        job.timer = self._loop.call_later(REPEAT_S, self._end, job, ending)
+
+    def _help(self, job: HelpedJob, body: bytes) -> Any:
+        """Runs on the helper thread; a future carries neither StopIteration nor what would end the loop."""
+        current.IN_CONTEXT.set(job)
+        try:
+            arguments = job.entry.decode(body)
+        except Exception as e:
+            raise _Raised(e, in_arguments=True) from e
+        job.thread = threading.get_ident()
+        try:
+            return self._native.invoke(job.entry, arguments)
+        except BaseException as e:
+            raise _Raised(e, in_arguments=False) from e
+        finally:
+            job.thread = 0
+
+    def _help_ended(self, job: HelpedJob, future: asyncio.Future[Any]) -> None:
+        if job.timer is not None:
+            job.timer.cancel()
+        lease = job.lease
+        self.helped = None
+        self.helped_jobs += 1
+        self._view.set(layout.C_HELPER, 0)
+        job.entry.timed(1, max(1, clock.boottime_ns() - job.begun_ns))
+        lease.running -= 1
+        lease.finished_ms = self._native.now_ms()
+        if not lease.first_done_ns:
+            lease.first_done_ns = clock.boottime_ns()
+        result, error, in_arguments = self._outcome(future)
+        if self._native.late is not None:
+            self._native.late.append((job, result, error, in_arguments))
+        else:
+            self.conclude(job, result, error, in_arguments)
+        if lease.ended():
+            self._ended.append(lease)
+        self._native.leave(job)
+        self._changed()
+
+    def _outcome(self, future: asyncio.Future[Any]) -> tuple[Any, BaseException | None, bool]:
+        if future.cancelled():
+            return None, asyncio.CancelledError(), False
+        error = future.exception()
+        if isinstance(error, _Raised):
+            return None, error.cause, error.in_arguments
+        return (None, error, False) if error is not None else (future.result(), None, False)
+
+    def conclude(self, job: Job, result: Any, error: BaseException | None, in_arguments: bool) -> None:
+        """Write the outcome of a job that ran beside others."""
+        if error is None:
+            self._native.conclude(job.lease, job.index, job.entry, result)
+        else:
+            self._failed(job, error, in_arguments)
+
+
+class _Raised(Exception):
+    """What a job on the helper thread raised."""
+
+    def __init__(self, cause: BaseException, *, in_arguments: bool) -> None:
+        super().__init__(str(type(cause)))
+        self.cause = cause
+        self.in_arguments = in_arguments
