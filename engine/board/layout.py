@@ -137,6 +137,7 @@ ROOM_BYTES: Final = 81_920  # that must be left before a job may start: its resu
 # record: u32 length, u32 row, u16 index, u8 status, u8 flags, u32 delay_ms, u64 started_ms, u64 finished_ms,
 # u32 error, u32 result
 RECORD_STRUCT: Final = "<IIHBBIQQII"
+DELAY_MS_MAX: Final = (1 << 32) - 1
 OUT_DONE, OUT_RETRY, OUT_DEAD, OUT_CANCELLED, OUT_EXPIRED, OUT_UNKNOWN, OUT_RETURNED = 1, 2, 3, 4, 5, 6, 7
 
 O_TASKS: Final = CONTROL_BYTES

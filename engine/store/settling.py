@@ -97,8 +97,9 @@ class CrashPolicy:
 
 
 def retry_rule(max_retries: int, base_ms: int, cap_ms: int) -> int:
-    """Pack a retry rule into the board's word, so that a steward without the app can apply it."""
-    return max_retries & 0xFFF | (base_ms & 0xFFFFFF) << 12 | (cap_ms & 0xFFFFFFF) << 36
+    """Pack a retry rule into the board's word, so that a steward without the app can apply it. What is too
+    large for its bits (4,095 retries, 4.6 hours, 3 days) counts as the most that they hold."""
+    return min(max_retries, 0xFFF) | min(base_ms, 0xFFFFFF) << 12 | min(cap_ms, 0xFFFFFFF) << 36
 
 
 def lease_name(frame_id: bytes, base: int, n: int, run: int) -> bytes:

@@ -125,7 +125,7 @@ class Admission:
             least = math.ceil(self._quantum_ns / mean) if mean else total_jobs
             return even_pieces(total_jobs, max(1, min(PIECES_MAX, total_jobs // least)))
         work = sum(mean * jobs for mean, jobs in rest)
-        return _equal_work(rest, max(work / PIECES_MAX, self._quantum_ns))
+        return _equal_work(rest, max(work / PIECES_MAX, self._quantum_ns), self._quantum_ns)
 
 
 def even_pieces(jobs: int, pieces: int) -> tuple[int, ...]:
@@ -134,7 +134,7 @@ def even_pieces(jobs: int, pieces: int) -> tuple[int, ...]:
     return tuple(size + 1 if k < more else size for k in range(pieces))
 
 
-def _equal_work(rest: list[tuple[float, int]], share_ns: float) -> tuple[int, ...]:
+def _equal_work(rest: list[tuple[float, int]], share_ns: float, least_ns: float) -> tuple[int, ...]:
     sizes: list[int] = []
     size = 0
     work = 0.0
@@ -145,8 +145,8 @@ def _equal_work(rest: list[tuple[float, int]], share_ns: float) -> tuple[int, ..
             if work >= share_ns and len(sizes) < PIECES_MAX - 1:
                 sizes.append(size)
                 size, work = 0, 0.0
-    if size and sizes and work < share_ns:
-        sizes[-1] += size  # what is left is less than a share
+    if size and sizes and work < least_ns:
+        sizes[-1] += size
     elif size:
         sizes.append(size)
     return tuple(sizes)

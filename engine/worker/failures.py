@@ -20,6 +20,9 @@ MARKER: Final = " … [cut]"
 UNKNOWN_FIRST_MS: Final = 30_000
 UNKNOWN_CAP_MS: Final = 300_000
 TRACEBACKS_MAX: Final = 256
+# Names of classes and files can be of any length and hold anything, even halves of characters.
+NAME_BYTES_MAX: Final = 200
+PLACE_BYTES_MAX: Final = 500
 FRAMES_MAX: Final = 20
 _RUNNER: Final = str(Path(__file__).with_name("runner.py"))
 
@@ -81,11 +84,11 @@ class Failures:
             return Outcome(layout.OUT_DEAD, self._tell(reason, error))
         if attempts >= rule.max_retries:
             return Outcome(layout.OUT_DEAD, self._tell(reason, error))
-        if isinstance(error, errors.Retry) and error.delay is not None:
-            delay = min(max(int(error.delay * 1000), 0), rule.cap_ms)
-        else:
+        delay = _asked_delay_ms(error, rule.cap_ms)
+        if delay is None:
             delay = backoff_ms(attempts + 1, rule.base_ms, rule.cap_ms)
-        return Outcome(layout.OUT_RETRY, self._tell(reason, error, short=self._seen(error)), delay)
+        told = self._tell(reason, error, short=self._seen(error))
+        return Outcome(layout.OUT_RETRY, told, min(delay, layout.DELAY_MS_MAX))
 
     def unknown_type(self, name: str, unknowns: int) -> Outcome:
         """A type that this worker does not know: a newer one may, so it is redelivered for the grace of a
@@ -127,7 +130,7 @@ class Failures:
     def _tell(self, reason: str, error: BaseException, *, short: bool = False) -> bytes:
         try:
             message = str(error)
-        except Exception as e:  # a user's __str__ may raise anything
+        except BaseException as e:  # a user's __str__ may raise anything, and must not end the worker
             message = f"<its text cannot be made: {type(e).__name__}>"
         if isinstance(error, errors.SoftTimeLimit) and not message:
             message = "it ran past its time limit"
@@ -140,11 +143,13 @@ class Failures:
         return self._encode(reason, type(error).__name__, message, text, where)
 
     def _encode(self, reason: str, kind: str, message: str, text: str, where: str = "") -> bytes:
-        told = {"reason": reason, "type": kind, "message": cut(message, self._error_max // 2)}
-        if where:
-            told["where"] = where
-        if text:
-            told["traceback"] = cut(text, self._error_max // 2)
+        told = {
+            "reason": reason,
+            "type": cut(kind, NAME_BYTES_MAX),
+            "message": cut(message, self._error_max // 2),
+            "where": cut(where, PLACE_BYTES_MAX),
+            "traceback": cut(text, self._error_max // 2),
+        }
         return msgspec.json.encode({key: value for key, value in told.items() if value})
 
 
@@ -158,6 +163,16 @@ def cut(text: str, bytes_max: int) -> str:
 
 def _unknown_delay_ms(unknowns: int) -> int:
     return min(UNKNOWN_FIRST_MS << min(unknowns, 10), UNKNOWN_CAP_MS)
+
+
+def _asked_delay_ms(error: BaseException, cap_ms: int) -> int | None:
+    """The delay that the task asked for, if it is one."""
+    if not isinstance(error, errors.Retry) or not isinstance(error.delay, int | float):
+        return None
+    asked_ms = error.delay * 1000
+    if not asked_ms > 0:  # NaN too
+        return 0
+    return int(asked_ms) if asked_ms < cap_ms else cap_ms
 
 
 def _retried(task: Task[..., Any], error: Exception) -> bool:
