@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import sys
+import sysconfig
 import threading
 import traceback
 import warnings
@@ -314,10 +315,22 @@ def load_app(path: str) -> App:
 
 
 def _where(error: BaseException) -> str:
-    """The error and the line of the user's code that it comes from."""
-    lines = [line for line in traceback.extract_tb(error.__traceback__) if "importlib" not in line.filename]
-    at = f" ({lines[-1].filename}:{lines[-1].lineno})" if len(lines) > 1 else ""
+    """The error and the line of the user's code that it comes from: not the library's that refused
+    something."""
+    lines = traceback.extract_tb(error.__traceback__)[1:]
+    own = [line for line in lines if not line.filename.startswith((*_FOREIGN, "<frozen "))]
+    at = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {error}{at}"
+
+
+# Code of others: the standard library, what is installed, and the engine itself.
+_FOREIGN: Final = tuple(
+    f"{folder}{os.sep}"
+    for folder in (
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        Path(__file__).parent,
+    )
+)
 
 
 # ------------------------------------------------------------------ helpers
