@@ -5,6 +5,7 @@ import gc
 import json
 import random
 from collections.abc import Callable
+from contextvars import ContextVar
 from itertools import groupby
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from tests.support.hotpath import BACKENDS, FOREVER, NAMES, T0_US, Rig, frame, frame_id, job
+from tests.support.waiting import await_until
 from tqe import codec
 from tqe.board import layout
 from tqe.codec import hot
@@ -336,15 +338,12 @@ def test_no_job_starts_without_room_for_its_outcome(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("odd", "number"),
     [
-        (job(zstd=True), 1), (job(options=b'{"timeout_ms":1}'), 1), (job("ASYNC"), 1), (job("UNKNOWN"), 1),
+        (job(zstd=True), 1), (job(options=b'{"timeout_ms":1}'), 1), (job("UNKNOWN"), 1),
         (job("AA"), 1), (job("a"), 1),
     ],
 )  # fmt: skip
 def test_what_is_not_plain_is_left_to_python(rig: Rig, odd: Any, number: int) -> None:
-    async def coroutine() -> None: ...
-
     rig.task(lambda: None)
-    rig.task(coroutine, "ASYNC")
     lease = rig.lease([job(), odd, odd, job(), job()])
     runner = rig.runner()
     assert run_all(runner, lease) == (hot.RUN_SPECIAL, 0, 1)
@@ -548,105 +547,285 @@ def test_invoke_stays_off_the_board(rig: Rig) -> None:
 
 
 class Parked:
-    """Awaited, it gives itself to whoever drives, who sends a value."""
+    """Awaited, it gives itself to whoever drives, who sends nothing back."""
 
     def __await__(self) -> Any:
         return (yield self)
 
 
-def stepped(rig: Rig, runner: hot.Runner, lease: hot.Lease, index: int, coroutine: Any, **limits: int) -> Any:
-    limits = {"timeout_ms": 1, "hard_ms": 2, "retries": 3} | limits
-    return runner.steps(coroutine, lease, index, rig.entries[lease.next_type()], **limits)
+CONTEXT: ContextVar[Any] = ContextVar("job", default=None)
+
+
+class Beside:
+    """The event loop's side of coroutines, by hand: what was spawned waits until somebody steps it."""
+
+    def __init__(self, rig: Rig, runner: hot.Runner, slots: int = 100) -> None:
+        self.rig = rig
+        self.spawned: list[Any] = []
+        self.limited: list[Any] = []
+        self.failed: list[tuple[int, BaseException, bool]] = []
+        self.changes = 0
+        self.ended: list[hot.Lease] = []
+        runner.beside(
+            slots=slots,
+            spawn=self.spawn,
+            limit=self.limited.append,
+            failed=self.fail,
+            changed=self.change,
+            context=CONTEXT,
+            ended=self.ended,
+        )
+
+    def spawn(self, job: Any) -> Any:
+        self.spawned.append(job)
+        return f"task {len(self.spawned)}"
+
+    def fail(self, job: Any, error: BaseException, in_arguments: bool) -> None:
+        self.failed.append((job.index, error, in_arguments))
+        self.rig.slot.record(job.lease.row, job.index, layout.OUT_RETRY, error=b'"failed"')
+
+    def change(self) -> None:
+        self.changes += 1
+
+
+def finish(job: Any) -> None:
+    """Step a job to its end."""
+    for _ in range(100):
+        try:
+            job.send(None)
+        except StopIteration as e:
+            assert e.value is None  # for the loop, no job ever returns anything
+            return
+    raise AssertionError("it does not end")
 
 
 def test_each_step_of_a_coroutine_stands_on_the_board(rig: Rig) -> None:
     seen: list[Any] = []
 
-    async def task(told: str) -> str:
+    async def task() -> None:
         for _ in range(2):
-            seen.append((told, [rig.word(at) for at in WORDS]))
-            told += await Parked()
-        return told
+            seen.append([rig.word(at) for at in WORDS])
+            await Parked()
 
-    rig.task(task)
+    entry = rig.task(task, timeout_ms=1, hard_ms=2, retries=3)
     runner = rig.runner()
-    lease = rig.lease(4, number=5)
-    a = stepped(rig, runner, lease, 2, task("a"))
-    b = stepped(rig, runner, lease, 3, task("b"), timeout_ms=10, hard_ms=20, retries=30)
-    for one in (a, b):
-        assert isinstance(next(one), Parked)
-        assert rig.word(layout.C_IN_USER) == 0
-    a.send("x")
-    b.send("y")
-    for one, result in ((a, "axx"), (b, "byy")):
-        with pytest.raises(StopIteration) as ended:
-            one.send(result[1])
-        assert ended.value.value == result
+    beside = Beside(rig, runner)
+    lease = rig.lease(3, number=5)
+    assert run_all(runner, lease) == (hot.RUN_ENDED, 1, 3)
+    assert rig.states(lease) == "111"
+    assert (lease.running, rig.word(layout.C_ASYNC), runner.ended) == (3, 3, 0)
+    a, b, _ = beside.spawned
+    assert beside.limited == beside.spawned
+    assert (a.lease, a.index, a.entry, a.task, a.own, a.ending) == (lease, 0, entry, "task 1", None, "")
+    assert a.timeout_ms == 1
+    for one in (a, b, a, b):
+        assert isinstance(one.send(None), Parked)
         assert rig.word(layout.C_IN_USER) == 0
     row = lease.row
     assert seen == [
-        ("a", [1, 1, row, 2, 0, 1, 2, 3]), ("b", [2, 2, row, 3, 0, 10, 20, 30]),
-        ("ax", [3, 3, row, 2, 0, 1, 2, 3]), ("by", [4, 4, row, 3, 0, 10, 20, 30]),
+        [1, 1, row, 0, 0, 1, 2, 3], [2, 2, row, 1, 0, 1, 2, 3],
+        [3, 3, row, 0, 0, 1, 2, 3], [4, 4, row, 1, 0, 1, 2, 3],
     ]  # fmt: skip
-    assert rig.word(layout.C_STEP) == 6
+    finish(a)
+    assert rig.word(layout.C_STEP) == 5
+    assert (rig.states(lease), lease.running, runner.ended) == ("211", 2, 1)
+    assert rig.word(layout.C_ASYNC) == len(runner.active) == 2
+    assert rig.word(layout.C_IN_USER) == 0
+    assert lease.first_done_ns > 0
+    b.close()
+    beside.spawned[2].close()
 
 
-def test_throw_and_close_are_steps_too(rig: Rig) -> None:
+def test_a_lease_has_ended_when_its_last_coroutine_has(rig: Rig) -> None:
+    async def task() -> int:
+        return 7
+
+    rig.task(task)
+    runner = rig.runner()
+    beside = Beside(rig, runner)
+    lease = rig.lease(2)
+    run_all(runner, lease)
+    finish(beside.spawned[1])
+    assert (beside.ended, beside.changes, lease.ended()) == ([], 0, False)
+    finish(beside.spawned[0])
+    assert (beside.ended, beside.changes, lease.ended()) == ([lease], 1, True)
+    assert rig.states(lease) == "33"
+    assert [(index, status, result) for _, index, status, _, result in rig.records()] == [
+        (1, layout.OUT_DONE, b"7"),
+        (0, layout.OUT_DONE, b"7"),
+    ]
+
+
+def test_coroutines_never_raise_into_the_loop(rig: Rig) -> None:
+    async def task(kind: str) -> None:
+        if kind == "exit":
+            raise SystemExit(3)
+        await Parked()
+        raise ValueError(kind)
+
+    rig.task(task)
+    runner = rig.runner()
+    beside = Beside(rig, runner)
+    payloads = [b'{"kind":"exit"}', b'{"kind":"late"}', b'{"kind":1}', b"{}"]
+    lease = rig.lease([job(payload=payload) for payload in payloads])
+    run_all(runner, lease)
+    for one in beside.spawned:
+        finish(one)
+    told = [(index, type(error), in_arguments) for index, error, in_arguments in beside.failed]
+    assert told == [
+        (0, SystemExit, False), (1, ValueError, False), (2, msgspec.ValidationError, True),
+        (3, msgspec.ValidationError, True),
+    ]  # fmt: skip
+    assert rig.states(lease) == "3333"
+    assert beside.ended == [lease]
+    assert rig.word(layout.C_IN_USER) == 0
+
+
+def test_what_is_thrown_reaches_the_task_and_ends_with_it(rig: Rig) -> None:
     seen: list[Any] = []
 
-    async def task() -> None:
+    async def task() -> str:
         try:
             await Parked()
-        except BaseException as e:
-            seen.append((type(e), rig.word(layout.C_IN_USER)))
+        except asyncio.CancelledError:
+            seen.append(rig.word(layout.C_IN_USER))
+            if len(seen) == 1:
+                await Parked()  # cleans up, and goes on being cancelled
             raise
+        return ""
 
     rig.task(task)
     runner = rig.runner()
+    beside = Beside(rig, runner)
     lease = rig.lease(2)
-    one = stepped(rig, runner, lease, 0, task())
-    next(one)
-    with pytest.raises(ValueError, match="told"):
-        one.throw(ValueError("told"))
-    assert rig.word(layout.C_IN_USER) == 0
-    other = stepped(rig, runner, lease, 1, task())
-    next(other)
-    other.close()
-    assert seen == [(ValueError, 2), (GeneratorExit, 4)]
+    run_all(runner, lease)
+    begun, not_begun = beside.spawned
+    begun.send(None)
+    assert isinstance(begun.throw(asyncio.CancelledError()), Parked)
+    with pytest.raises(StopIteration):
+        begun.throw(asyncio.CancelledError())
+    with pytest.raises(StopIteration):
+        not_begun.throw(asyncio.CancelledError())
+    assert [(index, type(error)) for index, error, _ in beside.failed] == [
+        (0, asyncio.CancelledError),
+        (1, asyncio.CancelledError),
+    ]
+    assert seen == [2]
     assert rig.word(layout.C_IN_USER) == 0
 
 
-async def test_steps_can_be_awaited_in_an_event_loop(rig: Rig) -> None:
+def test_no_more_coroutines_than_slots_and_no_inline_job_beside_them(rig: Rig) -> None:
+    async def task() -> None:
+        await Parked()
+
+    rig.task(task)
+    rig.task(lambda: None, "B")
+    runner = rig.runner()
+    beside = Beside(rig, runner, slots=2)
+    full, sync = rig.lease(3), rig.lease([job("B")])
+    assert run_all(runner, full) == (hot.RUN_BLOCKED, 0, 2)
+    assert run_all(runner, sync) == (hot.RUN_SPECIAL, 0, 0)
+    finish(beside.spawned[0])
+    assert beside.changes == 1  # somebody was waiting for the slot
+    assert run_all(runner, full) == (hot.RUN_ENDED, 1, 1)
+    for one in beside.spawned[1:]:
+        finish(one)
+    assert run_all(runner, sync) == (hot.RUN_ENDED, 1, 1)
+
+
+def test_outcomes_of_coroutines_wait_while_they_must(rig: Rig) -> None:
+    """During a takeover the outcome area is being sorted out: nothing may be written to it."""
+
+    async def task(n: int) -> int:
+        return n // (n - 1)
+
+    rig.task(task)
+    runner = rig.runner()
+    beside = Beside(rig, runner)
+    lease = rig.lease([job(payload=b'{"n":2}'), job(payload=b'{"n":1}')])
+    run_all(runner, lease)
+    runner.late = []
+    for one in beside.spawned:
+        finish(one)
+    assert (rig.states(lease), rig.records(), beside.failed) == ("11", [], [])
+    (one, result, error, _), (_, _, other_error, _) = runner.late
+    assert (one.index, result, error, type(other_error)) == (0, 2, None, ZeroDivisionError)
+    assert lease.ended()
+    runner.late = None
+    runner.conclude(one.lease, one.index, one.entry, result)
+    assert rig.states(lease) == "31"
+    lease.lost = True
+    runner.conclude(lease, 1, one.entry, 5)
+    assert rig.states(lease) == "31"  # its row may soon be another lease's
+
+
+def test_a_job_that_was_taken_starts_with_its_own_limits(rig: Rig) -> None:
+    async def task() -> None:
+        await Parked()
+
+    entry = rig.task(task)
+    runner = rig.runner()
+    beside = Beside(rig, runner)
+    lease = rig.lease([job(options=b'{"timeout_ms":9}')])
+    assert run_all(runner, lease)[0] == hot.RUN_SPECIAL
+    index, _, payload, _, _ = runner.take(lease)
+    own = object()
+    one = runner.start(lease, index, entry, payload, own, timeout_ms=9, hard_ms=10, retries=11)
+    assert (one.own, one.timeout_ms, beside.limited) == (own, 9, [one])
+    assert lease.started_ms > 0
+    one.send(None)
+    assert [rig.word(at) for at in (layout.C_TIMEOUT_MS, layout.C_HARD_MS, layout.C_RETRIES)] == [9, 10, 11]
+    finish(one)
+
+
+async def test_coroutines_run_as_tasks_of_a_real_loop(rig: Rig) -> None:
+    seen: dict[int, Any] = {}
+
     async def task(k: int) -> int:
+        seen[k] = CONTEXT.get().index
         await asyncio.sleep(0)
         assert rig.word(layout.C_IN_USER)
-        await asyncio.gather(asyncio.sleep(0.001), asyncio.sleep(0))
+        async with asyncio.timeout(5):
+            await asyncio.gather(asyncio.sleep(0.001), asyncio.sleep(0))
         assert rig.word(layout.C_IN_USER)
+        if k == 3:
+            await asyncio.Event().wait()
         return k * 2
-
-    async def cancelled() -> None:
-        await asyncio.Event().wait()
 
     rig.task(task)
     runner = rig.runner()
-    lease = rig.lease(20)
+    done = asyncio.Event()
+    ended: list[hot.Lease] = []
+    failed: list[tuple[int, type]] = []
 
-    async def drive(index: int) -> int:
-        result: int = await stepped(rig, runner, lease, index, task(index))
-        assert rig.word(layout.C_IN_USER) == 0
-        return result
+    def fail(job: Any, error: BaseException, in_arguments: bool) -> None:
+        failed.append((job.index, type(error)))
+        rig.slot.record(job.lease.row, job.index, layout.OUT_RETRY)
 
-    assert await asyncio.gather(*map(drive, range(10))) == [k * 2 for k in range(10)]
-
-    async def hang() -> None:
-        await stepped(rig, runner, lease, 11, cancelled())
-
-    waiting = asyncio.ensure_future(hang())
-    await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
+    runner.beside(
+        slots=100,
+        spawn=asyncio.get_running_loop().create_task,
+        limit=lambda one: None,
+        failed=fail,
+        changed=done.set,
+        context=CONTEXT,
+        ended=ended,
+    )
+    lease = rig.lease([job(payload=b'{"k":%d}' % k) for k in range(10)])
+    assert run_all(runner, lease)[0] == hot.RUN_ENDED
+    jobs = {one.index: one for one in runner.active}
+    await await_until(lambda: lease.running == 1, 5, "all but the third have ended")
     assert rig.word(layout.C_IN_USER) == 0
+    jobs[3].task.cancel()
+    await done.wait()
+    assert ended == [lease]
+    assert failed == [(3, asyncio.CancelledError)]
+    assert seen == {k: k for k in range(10)}
+    done_ones = {index: result for _, index, status, _, result in rig.records() if status == layout.OUT_DONE}
+    assert done_ones == {k: b"%d" % (k * 2) for k in range(10) if k != 3}
+    assert not runner.active
+    await jobs[3].task
+    assert not jobs[3].task.cancelled()
 
 
 # --- leases ---
