@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from tests.support.waiting import wait_until
 from tests.support.worker import Rig
 from tqe import Reject, Retry, SoftTimeLimit, current_job
 from tqe.board import layout
-from tqe.client import Client
 from tqe.errors import JobFailed, JobWasCancelled, ResultTooLarge
 
 
@@ -131,7 +131,10 @@ def test_jobs_of_one_frame_have_their_own_ends(rig: Rig) -> None:
         if n % 5 in (0, 1, 3):
             assert handle.result(timeout=1) == {0: None, 1: n, 3: -n}[n % 5]
         else:
-            assert (status.status, rig.told(handle)["error"]["reason"]) == ("dead", "rejected" if n % 5 == 2 else "failed")
+            assert (status.status, rig.told(handle)["error"]["reason"]) == (
+                "dead",
+                "rejected" if n % 5 == 2 else "failed",
+            )
     assert rig.stats() | {"fenced": 0} == {
         "submitted": 500, "completed": 300, "dead": 200, "failed": 400, "retried": 200, "fenced": 0,
     }  # fmt: skip
@@ -247,7 +250,7 @@ def test_retries_back_off_and_end_in_the_dead_letter_queue(rig: Rig) -> None:
         with pytest.raises(JobFailed, match="attempt 4"):
             handle.result(timeout=10)
         at = [note.at_ns for note in rig.journal.notes("ran") if note.words[1] == n]
-        gaps_ms = [(b - a) / 1e6 for a, b in zip(at, at[1:], strict=False)]
+        gaps_ms = [(b - a) / 1e6 for a, b in itertools.pairwise(at)]
         # Half fixed, half random: 20 to 40 ms, then 40 to 80, 80 to 160, and whatever it takes to notice.
         assert len(gaps_ms) == 3 and all(g >= low for g, low in zip(gaps_ms, (20, 40, 80), strict=True))
         error = rig.told(handle)["error"]
@@ -425,7 +428,8 @@ def test_options_of_a_job_and_of_a_frame_beat_those_of_the_task(rig: Rig) -> Non
 
 
 def test_options_of_later_frames_of_one_fetch_are_heeded(rig: Rig) -> None:
-    """Once every type is known to be short, frames are taken in without a look into each: but their options count."""
+    """Once every type is known to be short, frames are taken in without a look into each: but their options
+    count."""
 
     @rig.app.task("QUICK")
     def quick(n: int) -> None:
@@ -512,7 +516,9 @@ def test_coroutines_past_their_timeout_fail(rig: Rig) -> None:
     stuck = rig.submit("STUBBORN")
     with pytest.raises(JobFailed, match="past its time limit"):
         late.result(timeout=5)
-    assert rig.told(late)["error"]["reason"] == "timeout" and rig.told(late)["error"]["type"] == "SoftTimeLimit"
+    assert (
+        rig.told(late)["error"]["reason"] == "timeout" and rig.told(late)["error"]["type"] == "SoftTimeLimit"
+    )
     assert (good.result(5), own.result(5), longer.result(5)) == ("done", "its own timeout", "done")
     assert stuck.result(5) == "gave in"  # asked again after a second
     assert rig.journal.count("cleaned up") == {30: 1, 0: 1, 0.2: 1}

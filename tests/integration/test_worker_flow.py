@@ -1,4 +1,4 @@
-"""How work flows through workers: lanes, spreading, waking, draining, and frames that are not what they should be."""
+"""How work flows through workers: lanes, spreading, waking, draining, and frames that are damaged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,11 @@ def test_a_high_job_waits_at_most_for_the_running_low_one(rig: Rig) -> None:
         (note,) = (note for note in rig.journal.notes("began") if note.words[1] == n)
         waits_ms.append((note.at_ns - sent) / 1e6)
         overtaken.append(
-            sum(1 for other in rig.journal.notes("began") if sent < other.at_ns < note.at_ns and other.words[1] < 1000)
+            sum(
+                1
+                for other in rig.journal.notes("began")
+                if sent < other.at_ns < note.at_ns and other.words[1] < 1000
+            )
         )
     # The one that ran, and one that may have been started before the fetch was answered.
     assert max(overtaken) <= 2, (overtaken, waits_ms)
@@ -123,7 +127,8 @@ def test_an_idle_worker_is_cheap_and_wakes_at_once(rig: Rig) -> None:
     cpu = _cpu_s(worker)
     pass_time(3)
     commands = rig.redis.info("stats")["total_commands_processed"] - before - 1
-    # A script's own commands count too: a fetch that finds nothing has some twenty. Calls are what a server feels.
+    # A script's own commands count too: a fetch that finds nothing has some twenty. Calls are what a server
+    # feels.
     calls = rig.redis.info("commandstats")
     assert calls["cmdstat_blpop"]["calls"] <= 6
     assert commands <= 3 * 40, commands
@@ -333,12 +338,15 @@ def test_a_worker_told_to_resync_goes_on_where_it_was(rig: Rig) -> None:
 
 def make(n: int, jobs: int = 1, *, tracked: bool = False, kind: bytes = b"JOB") -> bytes:
     body = [(kind, b'{"n":%d}' % (n + k), b"", False) for k in range(jobs)]
-    made: bytes = codec.pack(body, frame_id=IDS.frame_id(), lane="normal", tracked=tracked, enqueued_us=1_700_000_000_000_000)
+    made: bytes = codec.pack(
+        body, frame_id=IDS.frame_id(), lane="normal", tracked=tracked, enqueued_us=1_700_000_000_000_000
+    )
     return made
 
 
 def test_a_frame_planted_in_a_live_workers_hash_runs(rig: Rig) -> None:
-    """A late command of a connection that is gone leaves a lease in the hash of a worker that knows nothing of it."""
+    """A late command of a connection that is gone leaves a lease in the hash of a worker that knows nothing
+    of it."""
 
     @rig.app.task("JOB")
     def job(n: int) -> None:
@@ -351,18 +359,19 @@ def test_a_frame_planted_in_a_live_workers_hash_runs(rig: Rig) -> None:
     worker = rig.worker()
     for n, load in ((0, False), (10, True)):
         if load:
-            rig.frame("BUSY", [{}] * 300)
+            rig.frame("BUSY", [{}] * 100)
         planted = make(n, 5)
         rig.redis.hset(rig.keys.processing(worker.incarnation), planted[4:45], planted)
         began(rig, n + 4, 5)
         wait_until(lambda: len(rig.leases().get(worker.incarnation, [])) <= 2, 5)
-    rig.wait_ended(310)
+    rig.wait_ended(110)
     assert rig.journal.count("began") == dict.fromkeys((*range(5), *range(10, 15)), 1)
     finish_untold(rig)
 
 
 def test_a_completed_frame_that_was_put_back_runs_or_returns(rig: Rig) -> None:
-    """A failover undoes the last second: finished leases stand in the hash of a worker that has forgotten them."""
+    """A failover undoes the last second: finished leases stand in the hash of a worker that has forgotten
+    them."""
 
     @rig.app.task("JOB")
     def job(n: int) -> None:
@@ -382,7 +391,8 @@ def test_a_completed_frame_that_was_put_back_runs_or_returns(rig: Rig) -> None:
 
 
 def test_damaged_frames_go_to_quarantine_and_their_neighbours_run(rig: Rig) -> None:
-    """One bit flipped in each byte of the header, of the options and of the first job, truncations, and noise."""
+    """One bit flipped in each byte of the header, of the options and of the first job, truncations, and
+    noise."""
 
     @rig.app.task("JOB")
     def job(n: int) -> None:

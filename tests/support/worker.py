@@ -1,4 +1,4 @@
-"""Real workers of a test's own tasks: forked children on one board, a client, a steward, and the books in the end."""
+"""Real workers of a test's own tasks: forked children on one board, a client, a steward, the books."""
 
 from __future__ import annotations
 
@@ -342,8 +342,8 @@ def make_rig(server: RedisServer, folder: Path, **settings: Any) -> Rig:
 
 
 def _alone(log: Path) -> None:
-    """In the child: its own log, and none of the parent's files. A copy of a socket would keep a connection open that a
-    proxy has closed."""
+    """In the child: its own log, and none of the parent's files. A copy of a socket would keep a connection
+    open that a proxy has closed."""
     gc.freeze()  # or the collector would close, by number, files that are the child's by then
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(fd, 1)
