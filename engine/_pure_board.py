@@ -999,7 +999,7 @@ class AsyncJob:
         return self._limits[0]
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        return self  # type: ignore[return-value]  # it has all that a task asks of it
+        return self
 
     def __iter__(self) -> AsyncJob:
         return self

@@ -179,6 +179,19 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def running(slot: SlotView) -> tuple[int, int] | None:
+    """(row, index) of the job to blame for a death; it is charged only if its state is still `started`.
+
+    Without coroutines it is the job on the board, also between its return and its record: what dies while its
+    result is being encoded would otherwise come back for ever. Beside coroutines it is the one whose step ran,
+    else the job on the helper thread, else nobody: a process that waits was killed from outside.
+    """
+    if slot.get(layout.C_IN_USER) or not slot.get(layout.C_ASYNC):
+        return slot.get(layout.C_ROW), slot.get(layout.C_INDEX)
+    helped = slot.get(layout.C_HELPER)
+    return ((helped >> 32) - 1, helped & 0xFFFF) if helped else None
+
+
 def crash_policy(slot: SlotView, crashes_max: int, now_ms: int) -> settling.CrashPolicy:
     """Who is charged for a death: the job on the board, unless the kill was ours and not meant for it."""
     step, kind = slot.get(layout.C_IN_USER), slot.get(layout.C_KILL_KIND)
@@ -186,7 +199,7 @@ def crash_policy(slot: SlotView, crashes_max: int, now_ms: int) -> settling.Cras
     hit = kind == layout.KILL_HARD_LIMIT and step == slot.get(layout.C_KILL_STEP)
     return settling.CrashPolicy(
         reason=death_of(slot),
-        current=(slot.get(layout.C_ROW), slot.get(layout.C_INDEX)) if step else None,
+        current=running(slot),
         blame=kind == layout.KILL_NONE or hit,
         hard_limit=hit,
         retries=slot.get(layout.C_RETRIES),

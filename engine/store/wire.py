@@ -13,7 +13,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -27,6 +27,9 @@ _BUFFER_BYTES: Final = 256 * 1024
 _KEEPALIVE_S: Final = 5
 
 Argument = bytes | str | int | float
+
+
+_pack: Final = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)
 
 
 class Wire(asyncio.BufferedProtocol):
@@ -62,7 +65,7 @@ class Wire(asyncio.BufferedProtocol):
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._reader.feed(self._buffer, 0, nbytes)
+        self._reader.feed(cast(bytes, self._buffer), 0, nbytes)  # it takes any buffer; its types say less
         try:
             while (reply := self._reader.gets()) is not self._none:
                 self._answer(reply)
@@ -82,7 +85,7 @@ class Wire(asyncio.BufferedProtocol):
         packed: list[bytes] = []
         futures: list[asyncio.Future[Any]] = []
         for call in calls:
-            packed.append(hiredis.pack_command(call.evalsha()))
+            packed.append(_pack(call.evalsha()))
             futures.append(self._expect(call, timeout_ms))
         self._write(b"".join(packed))
         return futures
@@ -90,7 +93,7 @@ class Wire(asyncio.BufferedProtocol):
     def command(self, *arguments: Argument, timeout_ms: int) -> asyncio.Future[Any]:
         """Send one plain command."""
         future = self._expect(None, timeout_ms)
-        self._write(hiredis.pack_command(arguments))
+        self._write(_pack(arguments))
         return future
 
     def check(self) -> None:
@@ -131,7 +134,7 @@ class Wire(asyncio.BufferedProtocol):
         if isinstance(reply, hiredis.ReplyError):
             if call is not None and str(reply).startswith("NOSCRIPT"):
                 self._waiting.append((future, None, deadline))
-                self._write(hiredis.pack_command(call.eval()))
+                self._write(_pack(call.eval()))
                 return
             if not future.done():
                 future.set_exception(reply_error(str(reply), call.script if call else ""))

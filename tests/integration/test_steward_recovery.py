@@ -193,18 +193,48 @@ def test_beside_the_one_on_the_board_started_jobs_are_not_blamed(scene: Scene) -
     assert scene.delayed() == ["1.2.1 run=1 crashes=1"]
 
 
-def test_who_dies_outside_of_user_code_has_nobody_to_blame(scene: Scene) -> None:
+def test_who_dies_while_its_coroutines_wait_has_nobody_to_blame(scene: Scene) -> None:
     """The words of the step before still stand on the board: row 0, index 0."""
     worker = scene.worker()
     one = frame(1, 2)
     scene.hold(worker.incarnation, one)
     row = worker.lease(one)
     worker.runs(row, 0)
-    worker.view.set(layout.C_IN_USER, 0)  # a coroutine that waits
+    worker.view.set(layout.C_IN_USER, 0)
+    worker.view.set(layout.C_ASYNC, 1)
     worker.dies()
     recover(scene)
     assert scene.sorted() == ["1.0.1 run=1", "1.1.1"]
     assert scene.delayed() == []
+
+
+def test_who_dies_between_a_jobs_return_and_its_record_is_charged(scene: Scene) -> None:
+    """A result whose encoding kills the process would otherwise come back for ever."""
+    worker = scene.worker()
+    one = frame(1, 2)
+    scene.hold(worker.incarnation, one)
+    worker.runs(worker.lease(one), 0)
+    worker.view.set(layout.C_IN_USER, 0)
+    worker.dies()
+    recover(scene)
+    assert scene.delayed() == ["1.0.1 run=1 crashes=1"]
+    assert scene.sorted() == ["1.1.1"]
+
+
+def test_the_job_on_the_helper_thread_is_charged_when_no_coroutine_ran(scene: Scene) -> None:
+    worker = scene.worker()
+    one = frame(1, 3)
+    scene.hold(worker.incarnation, one)
+    row = worker.lease(one)
+    worker.runs(row, 0)
+    worker.hands.set_state(row, 1, layout.JOB_STARTED)
+    worker.view.set(layout.C_IN_USER, 0)
+    worker.view.set(layout.C_ASYNC, 2)
+    worker.view.set(layout.C_HELPER, (row + 1) << 32 | 1)
+    worker.dies()
+    recover(scene)
+    assert scene.delayed() == ["1.1.1 run=1 crashes=1"]
+    assert scene.sorted() == ["1.0.1 run=1", "1.2.1"]
 
 
 def test_a_worker_that_died_during_a_takeover_has_both_ids_recovered(scene: Scene) -> None:
