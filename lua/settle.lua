@@ -26,7 +26,8 @@
 --            'P', lease, bucket, started_ms, finished_ms, ranges, (base, n, state)*, fields, (field, json)*,
 --                 parts, (kind, arg, frame)*         one lease; ranges end as C, X or E; parts are
 --                 'k' kept · 'r' returned · 't' failed attempt, back in arg ms · 'c' crash, back in arg ms ·
---                 'u' unknown type or arguments, back in arg ms · 'd' dead, arg is its JSON · 'q' damaged, all of it
+--                 'u' unknown type or arguments, back in arg ms · 'd' dead, arg is its JSON · 'q' damaged, all of it: the bytes
+--                 that are held go to quarantine, whatever the frame here says
 -- moves      running -> completed | cancelled | retrying | dead | queued | running | quarantine
 -- returns    {now_us, marks}: for each lease in order '1' applied, '0' fenced (not held any more), 'b' bad (its parts do
 --            not tile it, or a lane is missing in KEYS; not applied). Error BAD: the groups cannot be read, nothing done
@@ -258,7 +259,7 @@ end
 local back_states = {t = 'R', c = 'R', u = 'R', d = 'D', q = 'B'}
 
 -- Applies the part at p: how many of its jobs have ended.
-local function settle_part(p, id, base, n, bucket, snapshot)
+local function settle_part(p, id, base, n, bucket, snapshot, bytes)
   local kind, arg, f = argv[p], argv[p + 1], argv[p + 2]
   if kind ~= 'q' then
     n, base = frame(f)
@@ -282,7 +283,7 @@ local function settle_part(p, id, base, n, bucket, snapshot)
     back[lane], back_jobs[lane] = list, (back_jobs[lane] or 0) + n
     return 0
   elseif kind == 'q' then
-    quarantine[#quarantine + 1] = f
+    quarantine[#quarantine + 1] = bytes
     damaged = damaged + n
     return n
   end
@@ -307,6 +308,7 @@ local function settle_lease(item)
     return
   end
   local base, n = lease_range(lease)
+  local bytes = item[10] == 1 and argv[item[9]] == 'q' and call('HGET', processing, lease)
   if call('HDEL', processing, lease) ~= 1 then
     marks[#marks + 1] = '0'
     fenced = fenced + n
@@ -331,7 +333,7 @@ local function settle_lease(item)
   end
   recovered = recovered + over
   for p = item[9], item[9] + 3 * (item[10] - 1), 3 do
-    over = over + settle_part(p, id, base, n, bucket, snapshot)
+    over = over + settle_part(p, id, base, n, bucket, snapshot, bytes)
   end
   if anyone_waits and over > 0 and bucket > 0 then
     ended[#ended + 1] = id

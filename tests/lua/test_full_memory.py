@@ -133,3 +133,15 @@ def test_at_full_memory(world: World, name: str) -> None:
     assert full == _without_time(world.state()), "at full memory it does what it does at other times"
     if name not in ("renew", "takeover"):
         assert full != _without_time(before)
+
+
+def test_a_worker_starts_and_waits_at_full_memory(world: World) -> None:
+    """Nothing to remove first: the growing write would be the first one."""
+    world.client.config_set("maxmemory", "1")
+    world.takeover()
+    assert world.fetched() == []
+    assert world.settle(done(frames.lease(A))) == "0"
+    assert world.door.run(world.unpark_call("high")) == [0, 0]
+    assert world.promote("high")[1:] == [0, 0, 0]
+    assert world.door.run(world.resume_call()) == 0
+    assert world.door.run(world.purge_call("x.0")) == 0

@@ -53,6 +53,11 @@ def test_frames_of_other_lanes_stay_and_are_named(world: World) -> None:
     assert reply[4:] == [b"lane0"]
 
 
+def test_many_frames_of_other_lanes_do_not_block_the_rest(world: World) -> None:
+    world.client.zadd(world.keys.delayed, {**{one(n, lane="other"): n for n in range(700)}, A: 1_000})
+    assert world.promote("high")[1:] == [1, 1, 0, b"other"]
+
+
 def test_budgets(world: World) -> None:
     data = {one(n): n + 1 for n in range(100)}
     world.client.zadd(world.keys.delayed, data)

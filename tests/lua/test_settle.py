@@ -265,7 +265,7 @@ def test_a_damaged_frame_goes_to_quarantine_with_its_bytes(world: World) -> None
     bad = BIG[:200] + b"?" + BIG[201:]
     (lease,) = world.lease(bad)
     world.snapshots(BIG, value=VALUE)
-    assert world.settle(part(lease, bucket=1, parts=[("q", "", bad)])) == "1"
+    assert world.settle(part(lease, bucket=1, parts=[("q", "", b"what the worker read")])) == "1"
     state = world.state()
     assert state["quarantine"] == [bad]
     assert "processing:W1" not in state
