@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tqe import __version__, clock, codec
 from tqe.cli.options import json_option, with_settings
-from tqe.cli.output import duration, emit, number, show, shown, table
+from tqe.cli.output import count, duration, emit, number, show, shown, table
 from tqe.cli.server import Meeting
 from tqe.client import Client
 from tqe.errors import ServerError, ServerUnfit, TQEError
@@ -209,19 +209,17 @@ def of_queue(client: Client, settings: Settings) -> Iterator[Check]:
         yield Check("workers", level, "no worker runs", "start some with `tqe run`")
     else:
         hosts = len({worker.host for worker in found.workers})
-        yield Check(
-            "workers", "ok", f"{len(found.workers)} workers on {hosts} host{'s' if hosts > 1 else ''}"
-        )
+        yield Check("workers", "ok", f"{count(len(found.workers), 'worker')} on {count(hosts, 'host')}")
     if found.dead:
         share = f", of {number(settings.dlq_max)} that are kept"
-        yield Check("dead", "note", f"{number(found.dead)} dead jobs{share}", "see `tqe dlq list`")
+        yield Check("dead", "note", f"{count(found.dead, 'dead job')}{share}", "see `tqe dlq list`")
 
 
 def _lanes(found: QueueStatus, waiting: Mapping[str, int], oldest: Mapping[str, int]) -> Iterator[Check]:
     tell = [worker.lanes for worker in found.workers]
     served = {name for lanes in tell for name in lanes}
     for name, jobs in waiting.items():
-        text = f"lane {name}: {number(jobs)} jobs wait"
+        text = f"lane {name}: {count(jobs, 'waiting job')}"
         if name in oldest:
             age_s = max(0.0, (clock.wall_ms() - oldest[name]) / 1000)
             text += f", the oldest for {duration(age_s)}"
@@ -247,13 +245,13 @@ def _aside(found: QueueStatus, keys: Keys) -> Iterator[Check]:
         yield Check(
             "quarantine",
             "warning",
-            f"{number(found.quarantined_frames)} damaged frames were put aside and are not executed",
+            f"{count(found.quarantined_frames, 'damaged frame')} put aside, not executed",
             f"something outside of the engine has changed data in Redis; look at {keys.quarantine.decode()}",
         )
     if found.parked_frames:
         yield Check(
             "parked",
             "warning",
-            f"{number(found.parked_frames)} frames of another version wait for a worker that reads them",
+            f"{count(found.parked_frames, 'frame')} of another version, kept for a worker that reads them",
             "upgrade the workers; they take them up within a minute",
         )

@@ -86,6 +86,11 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
+def count(value: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number(value)} {noun}" if value == 1 else f"{number(value)} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """Seconds in the unit that people would use."""
     if seconds < 0.001:

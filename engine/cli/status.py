@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tqe import clock
 from tqe.cli.options import json_option, with_settings
-from tqe.cli.output import duration, emit, number, out, show, table
+from tqe.cli.output import count, duration, emit, number, out, show, table
 from tqe.client import Client
 from tqe.settings import Settings
 from tqe.store.reading import QueueStatus, WorkerStatus
@@ -85,7 +85,7 @@ def picture(found: QueueStatus, before: QueueStatus | None, passed_s: float | No
     if found.quarantined_frames or found.parked_frames:
         parts.append(
             Text(
-                f"{number(found.quarantined_frames)} damaged frames in quarantine,"
+                f"{count(found.quarantined_frames, 'damaged frame')} in quarantine,"
                 f" {number(found.parked_frames)} of another version parked: see `tqe doctor`",
                 style="yellow",
             )

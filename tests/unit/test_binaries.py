@@ -117,7 +117,7 @@ def test_path_comes_before_wheels_and_the_last_used_comes_last(
     monkeypatch: pytest.MonkeyPatch, fake: Fake
 ) -> None:
     on_path = {"redis-server": fake("redis-server", "")[1], "valkey-server": fake("valkey-server", "")[1]}
-    monkeypatch.setattr(binaries.shutil, "which", lambda name: str(on_path[name]))
+    monkeypatch.setattr(binaries.shutil, "which", lambda name, path: str(on_path[name]))
     last = fake("last", "")[1]
     found = list(candidates(last))
     assert found[:2] == [("PATH", on_path["redis-server"]), ("PATH", on_path["valkey-server"])]
@@ -128,6 +128,21 @@ def test_path_comes_before_wheels_and_the_last_used_comes_last(
     assert [origin for origin, _ in candidates(on_path["redis-server"])].count("last used") == 0
     last.unlink()
     assert "last used" not in [origin for origin, _ in candidates(last)]
+
+
+def test_an_activated_environment_does_not_hide_the_system_s_server(
+    monkeypatch: pytest.MonkeyPatch, fake: Fake, tmp_path: Path
+) -> None:
+    bundled = tmp_path / "env" / "bin" / "redis-server"
+    bundled.parent.mkdir(parents=True)
+    bundled.write_text("#!/bin/sh\n")
+    bundled.chmod(0o755)
+    system = fake("redis-server", "")[1]
+    monkeypatch.setattr(binaries.sys, "prefix", str(tmp_path / "env"))
+    monkeypatch.setenv("PATH", f"{bundled.parent}:{system.parent}")
+    assert next(candidates()) == ("PATH", system)
+    monkeypatch.setenv("PATH", str(bundled.parent))
+    assert "PATH" not in [origin for origin, _ in candidates()]
 
 
 def test_the_bundled_server_is_found_without_its_package() -> None:
