@@ -13,6 +13,7 @@ from tqe.cli.dlq import dlq
 from tqe.cli.doctor import doctor
 from tqe.cli.job import cancel, job
 from tqe.cli.lanes import pause, resume
+from tqe.cli.ml import ml
 from tqe.cli.output import shown
 from tqe.cli.run import run
 from tqe.cli.status import status
@@ -93,7 +94,7 @@ def main() -> None:
     """
 
 
-for verb in (run, submit, status, job, cancel, dlq, pause, resume, doctor, demo, bench):
+for verb in (run, submit, status, job, cancel, dlq, pause, resume, doctor, ml, demo, bench):
     main.add_command(verb)
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ RANKS: Mapping[str, int] = {
 }
 # Worker, steward and client never import each other: they meet in the store and on the board.
 PEERS = frozenset({0, 1, 6})
-ML_MAY_IMPORT = frozenset({"job", "errors"})
+# The clock too: the breaker and the age of a model need time, and only `clock` may read one.
+ML_MAY_IMPORT = frozenset({"job", "errors", "clock"})
 
 # Calls and imports that have one owner. A pattern ends at a dot or fits whole; an owner with a slash at the
 # end is a folder. Paths are below engine/.
@@ -90,7 +91,8 @@ OWNERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "os.system",
             "os.popen",
         ),
-        ("store/embedded.py", "store/keeper.py", "store/binaries.py", "cli/"),
+        # The canary loads a model in a child first: a damaged one kills the process that holds it.
+        ("store/embedded.py", "store/keeper.py", "store/binaries.py", "canary.py", "cli/"),
     ),
     "writes to the terminal": (("print", "sys.stdout", "sys.stderr"), ("cli/",)),
     "runs what data says": (

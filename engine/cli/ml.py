@@ -1,0 +1,233 @@
+"""The duration model from the command line: `tqe ml evaluate | train | simulate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tqe.cli.output import duration, emit, err, number, out, table
+
+_TRACE = click.argument("trace", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+_SCHEMA = click.option(
+    "--schema",
+    "schema_path",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="schema.json that names the trace's columns.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def _numbers(
+    least: float, greatest: float
+) -> Callable[[click.Context, click.Parameter, str], tuple[float, ...]]:
+    """A check for numbers with commas between them, each within limits."""
+
+    def convert(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, ...]:
+        try:
+            found = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is no list of numbers with commas between them") from None
+        for one in found:
+            if not least <= one <= greatest:
+                raise click.BadParameter(f"{one:g} is not between {least:g} and {greatest:g}")
+        return tuple(dict.fromkeys(found))
+
+    return convert
+
+
+@click.group()
+def ml() -> None:
+    """Train and judge the duration model.
+
+    A TRACE is a csv or csv.gz with a line a job: submit_s (seconds since the first), what was known at
+    submission, duration_s. Its schema.json names the columns.
+
+    \b
+    Examples:
+      tqe ml evaluate jobs.csv.gz --schema schema.json --servers 8
+      tqe ml simulate jobs.csv.gz --schema schema.json --servers 4,8,16
+      tqe ml train jobs.csv.gz --schema schema.json --out models
+    """
+
+
+@ml.command()
+@_TRACE
+@_SCHEMA
+@click.option("--servers", type=click.IntRange(1, 100_000), default=8, show_default=True, metavar="N")
+@click.option(
+    "--loads",
+    callback=_numbers(0.01, 10.0),
+    default="0.7,0.8,0.9,0.95",
+    show_default=True,
+    metavar="LIST",
+    help="Arrivals are stretched until the servers are busy for this share of the time.",
+)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw a picture (.png, .svg).")
+@_JSON
+def evaluate(
+    trace: Path, schema_path: Path, servers: int, loads: tuple[float, ...], plot: Path | None, as_json: bool
+) -> None:
+    """Replay a trace under every policy.
+
+    Trains on the first 60 %, replays the last 40 %. Times are sojourn times, from submission to end. The
+    share is that of the gain in the mean of an oracle that knows every duration.
+    """
+    from tqe.ml import dataset, plots
+    from tqe.ml import evaluate as evaluation
+
+    with err().status("reading") as status:
+        read = dataset.read(trace, schema_path)
+        report, judged = evaluation.evaluate(
+            read, servers=servers, loads=loads, progress=lambda text: status.update(text)
+        )
+    if plot is not None:
+        plots.draw([report], plot)
+    if as_json:
+        emit(report)
+        return
+    console = out()
+    console.print(f"{report['trace']}: {number(len(read))} jobs, {servers} servers")
+    console.print(f"chosen: {report['chosen']} ({judged.verdict.reason})")
+    for load, policies in report["loads"].items():
+        console.print()
+        console.print(f"load {load}")
+        console.print(_policies(policies))
+
+
+def _policies(policies: Mapping[str, Mapping[str, float]]) -> Any:
+    columns = ("mean", "p50", "p95", "p99", "max", "slowdown", "mean vs FIFO", "p95", "p99", "max", "share")
+    rows = table("policy", *columns, right=columns)
+    for name, found in policies.items():
+        rows.add_row(
+            name,
+            *(duration(found[f"{what}_s"]) for what in ("mean", "p50", "p95", "p99", "max")),
+            f"{found['mean_slowdown']:.3g}",
+            *(f"{found[f'{what}_vs_fifo']:+.1%}" for what in ("mean", "p95", "p99", "max")),
+            f"{found['share_of_oracle']:.0%}",
+        )
+    return rows
+
+
+@ml.command()
+@_TRACE
+@_SCHEMA
+@click.option(
+    "--out",
+    "folder",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of models; the new version becomes a folder in it.",
+)
+@click.option(
+    "--servers",
+    type=click.IntRange(1, 100_000),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Workers that the gate's replays assume.",
+)
+@_JSON
+def train(trace: Path, schema_path: Path, folder: Path, servers: int, as_json: bool) -> None:
+    """Train on a trace, pass the gate, publish a version.
+
+    What wins in replays of the last jobs is published: the model, the hierarchical mean, or FIFO with the
+    reason. The same trace gives the same model, byte for byte.
+    """
+    from tqe.ml import dataset, model, trainer
+
+    with err().status("training"):
+        read = dataset.read(trace, schema_path)
+        path, manifest = trainer.publish(read, folder, servers=servers, trained_at=model.now())
+    if as_json:
+        emit(
+            {
+                "version": manifest.version,
+                "folder": str(path),
+                "chosen": manifest.chosen,
+                "sha256": manifest.sha256 or None,
+                "trained_at": manifest.trained_at,
+                "bound_s": manifest.bound_s,
+                "scale_s": manifest.scale_s,
+                "gate": manifest.gate,
+            }
+        )
+        return
+    console = out()
+    console.print(f"published {path}")
+    console.print(f"chosen: {manifest.chosen} ({manifest.gate['reason']})")
+    if manifest.bound_s > 0:
+        console.print(f"T = {duration(manifest.bound_s)}, m = {duration(manifest.scale_s)}")
+    else:
+        console.print(f"the bounded mode stays FIFO: {manifest.gate['bound'] or 'nothing was chosen'}")
+
+
+@ml.command()
+@_TRACE
+@_SCHEMA
+@click.option("--servers", callback=_numbers(1, 100_000), default="8", show_default=True, metavar="LIST")
+@click.option(
+    "--modes",
+    default="fifo,bounded,sjf",
+    show_default=True,
+    metavar="LIST",
+    help="Of fifo, bounded, sjf.",
+)
+@click.option(
+    "--bound", "bound_s", type=click.FloatRange(0), metavar="SECONDS", help="T.  [default: as the gate found]"
+)
+@_JSON
+def simulate(
+    trace: Path,
+    schema_path: Path,
+    servers: tuple[float, ...],
+    modes: str,
+    bound_s: float | None,
+    as_json: bool,
+) -> None:
+    """What if: your jobs, at the times when they came, with other orders and numbers of workers.
+
+    Learns from the first 60 % and replays the last 40 % with the predictor that the gate chooses.
+    """
+    from tqe.ml import dataset
+    from tqe.ml import evaluate as evaluation
+    from tqe.ml.order import MODES
+
+    wanted = tuple(dict.fromkeys(modes.split(",")))
+    for mode in wanted:
+        if mode not in MODES or mode == "shadow":
+            raise click.BadParameter(f"{mode!r} is none of fifo, bounded, sjf", param_hint="--modes")
+    with err().status("replaying"):
+        found = evaluation.what_if(
+            dataset.read(trace, schema_path),
+            servers=[int(count) for count in servers],
+            modes=wanted,
+            bound_s=bound_s,
+        )
+    if as_json:
+        emit(found)
+        return
+    console = out()
+    for answer in found["servers"]:
+        console.print(
+            f"{answer['servers']} servers, busy for {answer['load']:.0%} of the time,"
+            f" predicted by {answer['predictor']}"
+        )
+        console.print(_modes(answer["modes"]))
+        console.print()
+
+
+def _modes(modes: Mapping[str, Mapping[str, float]]) -> Any:
+    columns = ("mean", "p50", "p95", "p99", "max", "slowdown", "mean wait")
+    rows = table("mode", *columns, right=columns)
+    for name, found in modes.items():
+        rows.add_row(
+            name,
+            *(duration(found[f"{what}_s"]) for what in ("mean", "p50", "p95", "p99", "max")),
+            f"{found['mean_slowdown']:.3g}",
+            duration(found["mean_wait_s"]),
+        )
+    return rows

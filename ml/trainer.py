@@ -1,0 +1,133 @@
+"""Owns the way from a trace to a published version: train, pass the gate, find T and m, write the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from tqe.ml import ModelError, canary, model
+from tqe.ml.dataset import Trace
+from tqe.ml.gate import BoundChoice, Verdict, choose, choose_bound, mean_sojourn_s
+from tqe.ml.score import Booster
+from tqe.ml.simulate import Fifo, replay
+from tqe.ml.train import Fitted, fit
+from tqe.ml.watch import floor_of
+
+BOUND_LOOKBACK: Final = 3  # T and m are judged on all but the first third
+# A trainer may share its machine with busy workers: it can wait longer for its canary than they for theirs.
+PUBLISH_LIMIT_S: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What training and the gate made of the part of a trace that they may see."""
+
+    fitted: Fitted
+    booster: Booster | None
+    verdict: Verdict
+    bounds: dict[str, BoundChoice]  # by kind of predictor
+    mean_s: float
+
+    def bound(self, kind: str) -> BoundChoice:
+        return self.bounds.get(kind, BoundChoice(bound_factor=0.0, scale_factor=0.0))
+
+
+def judge(trace: Trace, *, servers: int) -> Judged:
+    """Train on a trace, let the gate choose among the predictors, and find how far each may be bounded."""
+    fitted = fit(trace)
+    booster = None if fitted.model is None else Booster(fitted.model, fitted.columns.width)
+    predicted = predictions(fitted, booster)
+    split, walk = fitted.split, fitted.walk
+    mean_s = walk.history.mean_s or 1.0
+    verdict = choose(
+        trace.submit_s[split.gate :],
+        trace.duration_s[split.gate :],
+        {kind: values[split.gate :] for kind, values in predicted.items()},
+        servers=servers,
+        scale_s=mean_s,
+    )
+    # The tail is a matter of bursts, of which the last fifth holds too few: look back over two thirds.
+    first = len(trace) // BOUND_LOOKBACK
+    bounds = {
+        kind: choose_bound(
+            trace.submit_s[first:],
+            trace.duration_s[first:],
+            predicted[kind][first:],
+            servers=servers,
+            mean_s=mean_s,
+        )
+        for kind in predicted
+        if kind in ("model", verdict.chosen) or (kind == "hierarchical_mean" and "model" not in predicted)
+    }
+    return Judged(fitted=fitted, booster=booster, verdict=verdict, bounds=bounds, mean_s=mean_s)
+
+
+def predictions(fitted: Fitted, booster: Booster | None) -> dict[str, list[float]]:
+    """What each kind of predictor said of each job at its submission, in the gate's order."""
+    walk = fitted.walk
+    found = {"hierarchical_mean": walk.means, "type_mean": walk.type_means}
+    if booster is not None:
+        ratios: list[float] = []
+        for start in range(0, len(walk.rows), 4096):
+            rows = walk.rows[start : start + 4096]
+            ratios += booster.predict(walk.columns.flat(rows), len(rows))
+        found["model"] = [mean * ratio for mean, ratio in zip(walk.means, ratios, strict=True)]
+    return found
+
+
+def mean_wait_s(trace: Trace, servers: int) -> float:
+    """Mean wait under FIFO, with the arrivals as they were."""
+    start_s = replay(trace.submit_s, trace.duration_s, servers, Fifo())
+    mean_s = mean_sojourn_s(trace.submit_s, trace.duration_s, start_s)
+    return max(0.0, mean_s - math.fsum(trace.duration_s) / len(trace))
+
+
+def publish(trace: Trace, folder: Path, *, servers: int, trained_at: datetime) -> tuple[Path, model.Manifest]:
+    """Train on a trace and write what the gate chose as a new version below `folder`. The same
+    trace gives the same model and history, byte for byte. Raises ModelError."""
+    judged = judge(trace, servers=servers)
+    fitted, chosen = judged.fitted, judged.verdict.chosen
+    text = fitted.model if chosen == "model" else None
+    history = model.encode_history(fitted.walk.history)
+    rows: list[list[float]] = []
+    ratios: list[float] = []
+    if text is not None and judged.booster is not None:
+        rows, ratios = model.reference(fitted.walk.rows[fitted.split.gate :], judged.booster, fitted.columns)
+    choice = judged.bound(chosen)
+    held = slice(fitted.split.gate, None)
+    predicted = predictions(fitted, judged.booster).get(chosen, fitted.walk.means)
+    manifest = model.Manifest(
+        version=model.version_of(trained_at, text or history),
+        trained_at=trained_at.isoformat(),
+        chosen=chosen,
+        schema=fitted.columns.schema,
+        columns=fitted.columns.schema.columns,
+        sha256=hashlib.sha256(text).hexdigest() if text is not None else "",
+        history_sha256=hashlib.sha256(history).hexdigest(),
+        window={
+            "trace": trace.name,
+            "jobs": len(trace),
+            "span_s": trace.submit_s[-1],
+            "rounds": fitted.rounds,
+        },
+        gate=judged.verdict.dump()
+        | {"bound_factor": choice.bound_factor, "scale_factor": choice.scale_factor, "bound": choice.reason},
+        mean_s=judged.mean_s,
+        scale_s=choice.scale_factor * judged.mean_s,
+        bound_s=choice.bound_factor * mean_wait_s(trace, servers),
+        bound_factor=choice.bound_factor,
+        floor=floor_of(predicted[held], trace.duration_s[held]),
+        reference_rows=rows,
+        reference_ratios=ratios,
+    )
+    path = model.publish(folder, manifest, text, history)
+    reason = canary.passes(path, limit_s=PUBLISH_LIMIT_S) if text is not None else ""
+    if reason:
+        shutil.rmtree(path, ignore_errors=True)
+        raise ModelError(f"the new model does not survive being loaded: {reason}")
+    return path, manifest
