@@ -74,7 +74,31 @@ def pack_same(
     lane: str,
     tracked: bool,
     options: bytes = b"",
+    enqueued_us: int = 0,
 ) -> bytes: ...
+def pack_mixed(
+    types: list[bytes],
+    payloads: list[bytes],
+    *,
+    frame_id: bytes,
+    lane: str,
+    tracked: bool,
+    options: bytes = b"",
+    enqueued_us: int = 0,
+) -> bytes: ...
+def pack_lines(
+    type: bytes,
+    lines: bytes,
+    start: int,
+    *,
+    bytes_max: int,
+    frame_id: bytes,
+    lane: str,
+    tracked: bool,
+    options: bytes = b"",
+    enqueued_us: int = 0,
+) -> tuple[bytes, int, int]: ...
+def longest_line(lines: bytes) -> int: ...
 def parse(frame: bytes) -> Header: ...
 def peek(frame: bytes) -> Header: ...
 def walk(frame: bytes) -> list[tuple[int, bytes, bytes, bytes, bool]]: ...

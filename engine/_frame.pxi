@@ -9,7 +9,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.stdint cimport int64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from tqe.errors import DamagedFrame, NewerFrame
 
@@ -441,10 +441,10 @@ cdef int check_count(Py_ssize_t n, bytes options) except -1:
     return 0
 
 
-cdef inline unsigned char *put_job(unsigned char *p, bytes name, object payload, unsigned int bits) noexcept:
+cdef inline unsigned char *put_job(unsigned char *p, bytes name, Py_ssize_t payload_bytes, unsigned int bits) noexcept:
     """Write type and word of a job; what follows is options or payload."""
     cdef Py_ssize_t k = PyBytes_GET_SIZE(name)
-    cdef unsigned int word = <unsigned int>PyBytes_GET_SIZE(payload) | bits
+    cdef unsigned int word = <unsigned int>payload_bytes | bits
     p[0] = <unsigned char>k
     memcpy(p + 1, PyBytes_AS_STRING(name), <size_t>k)
     p += k + 1
@@ -582,48 +582,142 @@ def pack(list jobs not None, *, bytes frame_id not None, str lane not None, bint
         name, payload, own, zstd = job
         bits = (<unsigned int>1 << 30) if zstd is True else 0
         if PyBytes_GET_SIZE(own):
-            p = put_job(p, name, payload, bits | <unsigned int>1 << 31)
+            p = put_job(p, name, PyBytes_GET_SIZE(payload), bits | <unsigned int>1 << 31)
             p[0] = PyBytes_GET_SIZE(own) & 255
             p[1] = <unsigned char>(PyBytes_GET_SIZE(own) >> 8)
             memcpy(p + 2, PyBytes_AS_STRING(own), <size_t>PyBytes_GET_SIZE(own))
             p += 2 + PyBytes_GET_SIZE(own)
         else:
-            p = put_job(p, name, payload, bits)
+            p = put_job(p, name, PyBytes_GET_SIZE(payload), bits)
         memcpy(p, PyBytes_AS_STRING(payload), <size_t>PyBytes_GET_SIZE(payload))
         p += PyBytes_GET_SIZE(payload)
     seal(start, size)
     return out
 
 
+cdef inline unsigned char *put_plain(unsigned char *p, bytes name, const char *payload, Py_ssize_t k) noexcept:
+    """Write a job without options of its own or compression; where the next one begins."""
+    p = put_job(p, name, k, 0)
+    memcpy(p, payload, <size_t>k)
+    return p + k
+
+
+cdef inline Py_ssize_t payload_size(object payload) except -1:
+    if not PyBytes_CheckExact(payload):
+        raise TypeError("a payload is bytes")
+    if PyBytes_GET_SIZE(payload) > F_PAYLOAD_MAX:
+        raise ValueError("a payload is limited to 1073741823 bytes")
+    return PyBytes_GET_SIZE(payload)
+
+
 def pack_same(bytes type not None, list payloads not None, *, bytes frame_id not None, str lane not None, bint tracked,
-              bytes options not None=b""):
+              bytes options not None=b"", enqueued_us=0):
     """Make a frame of jobs of one type without options of their own or compression: the fast way in for bulk."""
     cdef Py_ssize_t n = PyList_GET_SIZE(payloads)
-    cdef Py_ssize_t size, k, i
+    cdef Py_ssize_t size, i
     cdef unsigned char *p
     check_type(type)
     check_count(n, options)
     size = F_HEADER + PyBytes_GET_SIZE(options) + n * (5 + PyBytes_GET_SIZE(type))
     for i in range(n):
-        item = <object>PyList_GET_ITEM(payloads, i)
-        if not PyBytes_CheckExact(item):
-            raise TypeError("a payload is bytes")
-        k = PyBytes_GET_SIZE(item)
-        if k > F_PAYLOAD_MAX:
-            raise ValueError("a payload is limited to 1073741823 bytes")
-        size += k
+        size += payload_size(<object>PyList_GET_ITEM(payloads, i))
     cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
     cdef unsigned char *start = <unsigned char *>PyBytes_AS_STRING(out)
     write_header(start, n, frame_id, lane, FLAG_TRACKED if tracked else 0, options)
+    write_digits(start + AT_ENQUEUED, 16, counter(enqueued_us, "enqueued_us", 9999999999999999))
     p = start + F_HEADER + PyBytes_GET_SIZE(options)
     for i in range(n):
         item = <object>PyList_GET_ITEM(payloads, i)
-        k = PyBytes_GET_SIZE(item)
-        p = put_job(p, type, item, 0)
-        memcpy(p, PyBytes_AS_STRING(item), <size_t>k)
-        p += k
+        p = put_plain(p, type, PyBytes_AS_STRING(item), PyBytes_GET_SIZE(item))
     seal(start, size)
     return out
+
+
+def pack_mixed(list types not None, list payloads not None, *, bytes frame_id not None, str lane not None, bint tracked,
+               bytes options not None=b"", enqueued_us=0):
+    """The same for jobs of several types: payload i is one of type i."""
+    cdef Py_ssize_t n = PyList_GET_SIZE(payloads)
+    cdef Py_ssize_t size, i
+    cdef unsigned char *p
+    cdef bytes name
+    cdef const void *known = NULL
+    check_count(n, options)
+    if PyList_GET_SIZE(types) != n:
+        raise ValueError(f"there are {PyList_GET_SIZE(types)} types for {n} payloads")
+    size = F_HEADER + PyBytes_GET_SIZE(options) + 5 * n
+    for i in range(n):
+        name = types[i]
+        if name is None:
+            raise TypeError("a type is bytes")
+        if <const void *>name != known:  # the same object as before has been looked at
+            check_type(name)
+            known = <const void *>name
+        size += PyBytes_GET_SIZE(name) + payload_size(<object>PyList_GET_ITEM(payloads, i))
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
+    cdef unsigned char *start = <unsigned char *>PyBytes_AS_STRING(out)
+    write_header(start, n, frame_id, lane, FLAG_TRACKED if tracked else 0, options)
+    write_digits(start + AT_ENQUEUED, 16, counter(enqueued_us, "enqueued_us", 9999999999999999))
+    p = start + F_HEADER + PyBytes_GET_SIZE(options)
+    for i in range(n):
+        item = <object>PyList_GET_ITEM(payloads, i)
+        p = put_plain(p, <bytes>PyList_GET_ITEM(types, i), PyBytes_AS_STRING(item), PyBytes_GET_SIZE(item))
+    seal(start, size)
+    return out
+
+
+def pack_lines(bytes type not None, bytes lines not None, Py_ssize_t start, *, Py_ssize_t bytes_max,
+               bytes frame_id not None, str lane not None, bint tracked, bytes options not None=b"", enqueued_us=0):
+    """Make a frame like pack_same of the payloads in `lines` from `start` on, each with a newline behind it.
+
+    It takes as many as fit in 1000 jobs and `bytes_max` bytes, at least one: (frame, jobs, where the next one begins).
+    """
+    cdef const char *text = PyBytes_AS_STRING(lines)
+    cdef Py_ssize_t left = PyBytes_GET_SIZE(lines)
+    cdef Py_ssize_t at = start, n = 0, k, i, size
+    cdef Py_ssize_t sizes[F_JOBS_MAX]
+    cdef unsigned char *p
+    check_type(type)
+    check_count(1, options)
+    if start < 0 or start >= left or text[left - 1] != 10:
+        raise ValueError("lines hold payloads from `start` on, and end with a newline")
+    size = F_HEADER + PyBytes_GET_SIZE(options)
+    while at < left and n < F_JOBS_MAX:
+        k = <const char *>memchr(text + at, 10, <size_t>(left - at)) - (text + at)
+        if k > F_PAYLOAD_MAX:
+            raise ValueError("a payload is limited to 1073741823 bytes")
+        if n and size + 5 + PyBytes_GET_SIZE(type) + k > bytes_max:
+            break
+        size += 5 + PyBytes_GET_SIZE(type) + k
+        sizes[n] = k
+        n += 1
+        at += k + 1
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
+    cdef unsigned char *first = <unsigned char *>PyBytes_AS_STRING(out)
+    write_header(first, n, frame_id, lane, FLAG_TRACKED if tracked else 0, options)
+    write_digits(first + AT_ENQUEUED, 16, counter(enqueued_us, "enqueued_us", 9999999999999999))
+    p = first + F_HEADER + PyBytes_GET_SIZE(options)
+    at = start
+    for i in range(n):
+        p = put_plain(p, type, text + at, sizes[i])
+        at += sizes[i] + 1
+    seal(first, size)
+    return out, n, at
+
+
+def longest_line(bytes lines not None):
+    """Bytes of the longest line, without its newline; what follows the last newline counts as a line."""
+    cdef const char *p = PyBytes_AS_STRING(lines)
+    cdef const char *end = p + PyBytes_GET_SIZE(lines)
+    cdef const char *stop
+    cdef Py_ssize_t most = 0
+    while p < end:
+        stop = <const char *>memchr(p, 10, <size_t>(end - p))
+        if stop == NULL:
+            stop = end
+        if stop - p > most:
+            most = stop - p
+        p = stop + 1
+    return most
 
 
 def parse(bytes frame not None):

@@ -138,20 +138,77 @@ def pack_same(
     lane: str,
     tracked: bool,
     options: bytes = b"",
+    enqueued_us: int = 0,
 ) -> bytes:
     """Make a frame of jobs of one type without options of their own or compression: the fast way for bulk."""
-    _bytes(type)
-    _check_type(type)
+    _check_type(_bytes(type))
     _check_count(len(payloads), options)
-    name = bytes((len(type),)) + type
+    body = [part for payload in payloads for part in _plain_job(type, payload)]
+    return _sealed(
+        _plain_header(len(payloads), frame_id, lane, tracked, options, enqueued_us), options, *body
+    )
+
+
+def pack_mixed(
+    types: list[bytes],
+    payloads: list[bytes],
+    *,
+    frame_id: bytes,
+    lane: str,
+    tracked: bool,
+    options: bytes = b"",
+    enqueued_us: int = 0,
+) -> bytes:
+    """The same for jobs of several types: payload i is one of type i."""
+    _check_count(len(payloads), options)
+    if len(types) != len(payloads):
+        raise ValueError(f"there are {len(types)} types for {len(payloads)} payloads")
     body: list[bytes] = []
-    for payload in payloads:
-        size = len(_bytes(payload))
-        if size > _PAYLOAD_BYTES_MAX:
-            raise ValueError("a payload is limited to 1073741823 bytes")
-        body += (name, size.to_bytes(4, "little"), payload)
-    head = _new_header(len(payloads), frame_id, lane, _TRACKED if tracked else 0, options)
-    return _sealed(head, options, *body)
+    for name, payload in zip(types, payloads, strict=True):
+        _check_type(_bytes(name))
+        body += _plain_job(name, payload)
+    return _sealed(
+        _plain_header(len(payloads), frame_id, lane, tracked, options, enqueued_us), options, *body
+    )
+
+
+def pack_lines(
+    type: bytes,
+    lines: bytes,
+    start: int,
+    *,
+    bytes_max: int,
+    frame_id: bytes,
+    lane: str,
+    tracked: bool,
+    options: bytes = b"",
+    enqueued_us: int = 0,
+) -> tuple[bytes, int, int]:
+    """Make a frame like pack_same of the payloads in `lines` from `start` on, each with a newline behind it.
+
+    It takes as many as fit in 1000 jobs and `bytes_max` bytes, at least one: (frame, jobs, where the next one
+    begins).
+    """
+    _check_type(_bytes(type))
+    _check_count(1, options)
+    if not 0 <= start < len(_bytes(lines)) or not lines.endswith(b"\n"):
+        raise ValueError("lines hold payloads from `start` on, and end with a newline")
+    body: list[bytes] = []
+    at, n, size = start, 0, HEADER_BYTES + len(options)
+    while at < len(lines) and n < _JOBS_MAX:
+        stop = lines.index(b"\n", at)
+        if n and size + 5 + len(type) + stop - at > bytes_max:
+            break
+        size += 5 + len(type) + stop - at
+        body += _plain_job(type, lines[at:stop])
+        n += 1
+        at = stop + 1
+    return _sealed(_plain_header(n, frame_id, lane, tracked, options, enqueued_us), options, *body), n, at
+
+
+def longest_line(lines: bytes) -> int:
+    """Bytes of the longest line, without its newline; what follows the last newline counts as a line."""
+    return max(map(len, _bytes(lines).split(b"\n")))
 
 
 def parse(frame: bytes) -> Header:
@@ -457,6 +514,21 @@ def _new_header(n: int, frame_id: bytes, lane: str, flags: int, options: bytes) 
         b"F1%c %b.000.%04d.00000 %04d 0000000000000 0000000000000 %b %05d 00000000 0000000000000000\n"
         % (64 | flags | (_OPTIONS if options else 0), frame_id, n, n, _lane(lane), len(options))
     )
+
+
+def _plain_header(
+    n: int, frame_id: bytes, lane: str, tracked: bool, options: bytes, enqueued_us: int
+) -> bytearray:
+    head = _new_header(n, frame_id, lane, _TRACKED if tracked else 0, options)
+    head[111:127] = b"%016d" % _counter(enqueued_us, "enqueued_us", 16)
+    return head
+
+
+def _plain_job(name: bytes, payload: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """A job without options of its own or compression."""
+    if len(_bytes(payload)) > _PAYLOAD_BYTES_MAX:
+        raise ValueError("a payload is limited to 1073741823 bytes")
+    return bytes((len(name),)), name, len(payload).to_bytes(4, "little"), payload
 
 
 def _sealed(head: bytearray, *rest: bytes) -> bytes:

@@ -37,7 +37,8 @@ BUCKET_IDS_MAX: Final = 512
 
 _PAIRS: Final = [a + b for a in ALPHABET for b in ALPHABET]
 _TAIL_BITS: Final = 5 * (ID_RANDOM_CHARS - 1)  # the random part without the bucket character
-_TAIL_SHIFTS: Final = range(_TAIL_BITS - 15, -1, -10)
+_LOW_BITS: Final = 20  # the last four characters: what counting up within a millisecond mostly changes
+_HIGH_SHIFTS: Final = range(_TAIL_BITS - 15, _LOW_BITS - 1, -10)
 _DIGITS: Final = str.maketrans(ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 _FRAME_ID: Final = re.compile(f"[{ALPHABET}]{{{FRAME_ID_CHARS}}}")
 _JOB_ID: Final = re.compile(rf"([{ALPHABET}]{{{FRAME_ID_CHARS}}})\.(0|[1-9][0-9]{{0,2}})")
@@ -63,6 +64,8 @@ class IdMaker:
         self._last_ms = -1
         self._tail = 0
         self._prefix = ""
+        self._high = -1  # the upper bits of the tail for which `_head` was made, -1: for none
+        self._head = ""
         self._bucket = -1
         self._bucket_left = 0
 
@@ -82,17 +85,27 @@ class IdMaker:
                         self._step_to(self._last_ms + 1)
             self._bucket_left -= 1
             tail = self._tail
-            prefix, bucket = self._prefix, ALPHABET[self._bucket]
-        pairs = [_PAIRS[(tail >> shift) & 1023] for shift in _TAIL_SHIFTS]
-        return f"{prefix}{bucket}{ALPHABET[tail >> (_TAIL_BITS - 5)]}{''.join(pairs)}{SHARD}".encode()
+            if tail >> _LOW_BITS != self._high:
+                self._make_head()
+            head = self._head
+        return f"{head}{_PAIRS[(tail >> 10) & 1023]}{_PAIRS[tail & 1023]}{SHARD}".encode()
+
+    def _make_head(self) -> None:
+        """All of an id but its last characters."""
+        tail = self._tail
+        self._high = tail >> _LOW_BITS
+        pairs = "".join(_PAIRS[(tail >> shift) & 1023] for shift in _HIGH_SHIFTS)
+        self._head = f"{self._prefix}{ALPHABET[self._bucket]}{ALPHABET[tail >> (_TAIL_BITS - 5)]}{pairs}"
 
     def _step_to(self, now_ms: int) -> None:
         self._last_ms = now_ms
+        self._high = -1
         # One bit more than these 64 is free, so that counting up never overflows into the bucket character.
         self._tail = int.from_bytes(os.urandom(8))
         self._prefix = "".join(_PAIRS[(now_ms >> shift) & 1023] for shift in range(40, -1, -10))
 
     def _turn_bucket(self) -> int:
+        self._high = -1
         self._bucket = os.urandom(1)[0] % 32
         return BUCKET_IDS_MAX
 

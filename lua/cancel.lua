@@ -7,9 +7,11 @@
 -- KEYS[5]  depth         hash
 -- KEYS[6]  closed        zset, bucket -> ms
 -- KEYS[7]  job:<bucket>  hash
+-- KEYS[8]  waiting       zset, frame id -> ms
 -- ARGV[1]  frame id      str
 -- ARGV[2]  index         int
 -- ARGV[3]  result_ttl_s  int
+-- ARGV[4]  done          str, what the channels of those who wait begin with
 -- moves    scheduled | retrying -> cancelled; else nothing, it is a request
 -- returns  'cancelled' | 'requested' | 'too_late:<state>' | 'unknown' (untracked, or its record has expired)
 -- cost     O(log(delayed) + 64)
@@ -49,6 +51,9 @@ if snapshot[2] == 1 and due_ms > 0 then
         redis.call('HDEL', KEYS[5], 'delayed')
       else
         redis.call('HINCRBY', KEYS[5], 'delayed', -1)
+      end
+      if redis.call('ZSCORE', KEYS[8], id) then
+        redis.call('PUBLISH', ARGV[4] .. id, '1')
       end
       return 'cancelled'
     end

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from tqe.client.core import Core, Progress
 from tqe.client.handles import AsyncJobHandle, AsyncJobHandles
-from tqe.client.packing import Item, Parcel, Receipt
+from tqe.client.packing import Item, Packer, Parcel, Receipt
 from tqe.errors import SubmitUnknown, TQEError
-from tqe.job import JobStatus, split_job_id
+from tqe.job import JobStatus, SubmitOptions, split_job_id
 from tqe.registry import Registry, Task
 from tqe.settings import Settings
 from tqe.store import producing, reading
@@ -21,6 +21,9 @@ from tqe.store.steps import Steps
 T = TypeVar("T")
 
 FLUSH_JOBS_MAX: Final = 1_000
+ROUTES_MAX: Final = 10_000
+
+_Promise: TypeAlias = "asyncio.Future[AsyncJobHandle]"
 
 
 class AsyncClient:
@@ -31,7 +34,10 @@ class AsyncClient:
     ) -> None:
         self.core = Core(settings, registry, self._handles)
         self.link = link or AsyncLink(settings)
-        self._waiting: list[tuple[Item, asyncio.Future[AsyncJobHandle]]] = []
+        self._routes: dict[str, _Route] = {}  # by type, of submissions that give no option
+        self._trays: dict[tuple[str, bool], _Tray] = {}  # by lane, and whether tracked
+        self._items: list[tuple[Item, _Promise]] = []
+        self._waiting = 0  # submissions in trays and items
         self._sending: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> AsyncClient:
@@ -64,47 +70,93 @@ class AsyncClient:
         Submissions of one turn of the loop go out in shared frames; each caller gets its own outcome. A
         caller that is cancelled while it waits does not take its job back.
         """
-        item = self.core.item(type_name, payload, options)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[AsyncJobHandle] = loop.create_future()
-        if not self._waiting:
+        promise: _Promise
+        if options:
+            item = self.core.item(type_name, payload, options)
+            promise = loop.create_future()
+            self._items.append((item, promise))
+        else:
+            route = self._routes.get(type_name) if type(type_name) is str else None
+            if route is None or route.task is not self.core.registry.get(type_name):
+                route = self._route(type_name)
+            encoded = self.core.encoder.encode(payload, route.task)
+            promise = loop.create_future()
+            tray = route.tray
+            tray.types.append(route.kind)
+            tray.payloads.append(encoded)
+            tray.promises.append(promise)
+        self._waiting += 1
+        if self._waiting == 1:
             loop.call_soon(self._flush)
-        self._waiting.append((item, future))
-        if len(self._waiting) >= FLUSH_JOBS_MAX:
+        elif self._waiting >= FLUSH_JOBS_MAX:
             self._flush()
-        return await future
+        return await promise
+
+    def _route(self, type_name: str) -> _Route:
+        """Where submissions of the type go that give no option. Raises what refuses them."""
+        name, task = self.core.task(type_name)
+        options = self.core.options(task, {})
+        where = options.lane, options.track
+        tray = self._trays.get(where)
+        if tray is None:
+            tray = self._trays[where] = _Tray(options)
+        if len(self._routes) >= ROUTES_MAX:
+            self._routes.clear()
+        route = self._routes[name] = _Route(name.encode(), task, tray)
+        return route
 
     def _flush(self) -> None:
         if not self._waiting:
             return
-        waiting, self._waiting = self._waiting, []
-        task = asyncio.get_running_loop().create_task(self._send(waiting))
+        self._waiting = 0
+        full = [tray.emptied() for tray in self._trays.values() if tray.payloads]
+        items, self._items = self._items, []
+        task = asyncio.get_running_loop().create_task(self._send(full, items))
         # The loop keeps only weak references: without this one the task could vanish half-way.
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _send(self, waiting: list[tuple[Item, asyncio.Future[AsyncJobHandle]]]) -> None:
-        packer = self.core.packer()
+    async def _send(self, trays: list[_Tray], items: list[tuple[Item, _Promise]]) -> None:
+        promises = [promise for tray in trays for promise in tray.promises]
+        promises += [promise for _, promise in items]
         parcels: list[Parcel] = []
-        for position, (item, _) in enumerate(waiting):
-            parcels += packer.add(item._replace(position=position))
-        parcels += packer.close()
-        for batch in self.core.calls(parcels):
-            receipt = Receipt()
-            failure: BaseException | None = None
-            try:
-                await self.run(self.core.send(batch, receipt))
-            except (TQEError, asyncio.CancelledError) as e:
-                failure = e
-            for parcel in batch:
-                for run in parcel.runs:
-                    for at in range(run.n):
-                        item, future = waiting[run.position + at]
-                        if not future.done():
-                            job = AsyncJobHandle(
-                                self, run.frame_id, run.base + at, tracked=item.options.track
-                            )
-                            _tell(future, job, receipt, run.position + at, failure)
+        try:
+            packer = Packer(self.core.make)
+            first = 0
+            for tray in trays:
+                places = range(first, first + len(tray.payloads))
+                parcels += packer.extend(tray.options, places, tray.types, tray.payloads)
+                first = places.stop
+            for position, (item, _) in enumerate(items, first):
+                parcels += packer.add(item._replace(position=position))
+            parcels += packer.close()
+            for batch in self.core.calls(parcels):
+                await self._call(batch, promises)
+        except Exception as e:  # a mistake of ours must not leave callers waiting for ever
+            for promise in promises:
+                if not promise.done():
+                    promise.set_exception(e)
+
+    async def _call(self, batch: list[Parcel], promises: list[_Promise]) -> None:
+        receipt = Receipt()
+        failure: BaseException | None = None
+        try:
+            await self.run(self.core.send(batch, receipt))
+        except (TQEError, asyncio.CancelledError) as e:
+            failure = e
+        all_created = failure is None and not receipt.refused and not receipt.duplicates
+        for frame, runs in batch:
+            tracked = bool(frame.value)
+            for position, n, frame_id, base in runs:
+                for index, promise in enumerate(promises[position : position + n], base):
+                    if promise.done():  # its caller was cancelled
+                        continue
+                    job = AsyncJobHandle(self, frame_id, index, tracked=tracked)
+                    if all_created:
+                        promise.set_result(job)
+                    else:
+                        _tell(promise, job, receipt, position + index - base, failure)
 
     async def submit_many(
         self,
@@ -216,8 +268,40 @@ class AsyncClient:
         return await self.run(self.core.purge_all(type_name=type_name, reason=reason, progress=progress))
 
 
+class _Tray:
+    """Submissions of one turn that may share a frame: the type and the payload of each, and who waits."""
+
+    __slots__ = ("options", "payloads", "promises", "types")
+
+    def __init__(self, options: SubmitOptions) -> None:
+        self.options = options
+        self.types: list[bytes] = []
+        self.payloads: list[bytes] = []
+        self.promises: list[_Promise] = []
+
+    def emptied(self) -> _Tray:
+        """What is in it, taken out; jobs of one type side by side, which keeps records short."""
+        taken = _Tray(self.options)
+        taken.types, taken.payloads, taken.promises = self.types, self.payloads, self.promises
+        self.types, self.payloads, self.promises = [], [], []
+        if taken.types.count(taken.types[0]) != len(taken.types):
+            order = sorted(range(len(taken.types)), key=taken.types.__getitem__)
+            taken.types = [taken.types[at] for at in order]
+            taken.payloads = [taken.payloads[at] for at in order]
+            taken.promises = [taken.promises[at] for at in order]
+        return taken
+
+
+class _Route(NamedTuple):
+    """How submissions of one type go that give no option."""
+
+    kind: bytes
+    task: Task[..., Any] | None
+    tray: _Tray
+
+
 def _tell(
-    future: asyncio.Future[AsyncJobHandle],
+    future: _Promise,
     job: AsyncJobHandle,
     receipt: Receipt,
     position: int,

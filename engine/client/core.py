@@ -3,10 +3,22 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, islice
-from typing import Any, Final
+from types import NoneType
+from typing import Any, Final, NamedTuple
 
 from tqe import clock
-from tqe.client.packing import Item, Packer, Parcel, Receipt, pack_alike
+from tqe.client.packing import (
+    Columns,
+    Item,
+    Maker,
+    Packer,
+    Parcel,
+    Receipt,
+    pack_columns,
+    pack_lines,
+    pack_one,
+    pack_sorted,
+)
 from tqe.client.payloads import PayloadEncoder
 from tqe.errors import (
     IdempotencyConflict,
@@ -23,18 +35,42 @@ from tqe.errors import (
     TQEError,
 )
 from tqe.formats import FRAME_JOBS_MAX
-from tqe.job import IDS, TERMINAL, IdMaker, SubmitOptions, is_type_name, lane_name, submit_options
+from tqe.job import (
+    IDS,
+    TERMINAL,
+    IdMaker,
+    SubmitOptions,
+    check_key,
+    is_type_name,
+    lane_name,
+    split_job_id,
+    submit_options,
+)
 from tqe.registry import Registry, Task
 from tqe.settings import Settings
 from tqe.store import producing, reading
 from tqe.store.keys import Keys
+from tqe.store.redis_time import RedisTime
 from tqe.store.steps import Hear, Listen, Steps
 
 REREAD_S: Final = 1.0  # how long a waiter trusts that it will be woken
 _WAITING_MS: Final = 60_000  # how long one entry among those who wait is good for
 
+# Options that mean the same in each job that gives them, and so need be understood once.
+_LASTING: Final = frozenset({"priority", "lane", "delay", "timeout", "max_retries", "track"})
+_KNOWN_MAX: Final = 1_000  # sets of options of one submission that are remembered
+
 AnyTask = Task[..., Any]
 Progress = Callable[[int], None]
+
+
+class Placed(NamedTuple):
+    """Where a single submission went. `created` is False if its key found the job that was there first."""
+
+    frame_id: bytes
+    job_index: int
+    created: bool
+    tracked: bool
 
 
 class Core:
@@ -60,6 +96,8 @@ class Core:
         self.encoder: Final = PayloadEncoder(
             payload_max_bytes=settings.payload_max_bytes, zstd_threshold_bytes=settings.zstd_threshold_bytes
         )
+        self.time: Final = RedisTime()
+        self.make: Final = Maker(ids, self.encoder, self.time, settings.idempotency_ttl_s)
 
     # -------------------------------------------------------------- checks
 
@@ -95,34 +133,45 @@ class Core:
     def item(self, type_name: object, payload: Any, given: Mapping[str, Any], position: int = 0) -> Item:
         name, task = self.task(type_name)
         options = self.options(task, given)
-        return Item(position, name, self.encoder.encode(payload, task), options)
-
-    def packer(self) -> Packer:
-        return Packer(ids=self.ids, encoder=self.encoder, idempotency_ttl_s=self.settings.idempotency_ttl_s)
+        return Item(position, name, self.encoder.encode(payload, task), options, options.key)
 
     # -------------------------------------------------------------- submitting
 
-    def submit(self, item: Item) -> Steps[Receipt]:
+    def submit(self, item: Item) -> Steps[Placed]:
         """One job. Raises what refused it."""
-        receipt = Receipt(tracked=item.options.track)
-        packer = self.packer()
-        yield from self.send([*packer.add(item), *packer.close()], receipt)
-        for error in receipt.refused.values():
-            raise error
-        return receipt
+        frame = pack_one(item, self.make).frame
+        answer = yield from producing.enqueue(self.keys, (frame,))
+        self.time.heard(answer.now_us)
+        tracked = item.options.track
+        if not answer.held:
+            return Placed(frame.frame_id, 0, True, tracked)
+        first, request_hash = answer.held[0]
+        if frame.key is not None and request_hash != frame.key.request_hash:
+            raise IdempotencyConflict(first)
+        return Placed(*split_job_id(first), False, tracked)
 
     def send(self, parcels: Sequence[Parcel], receipt: Receipt) -> Steps[None]:
         """One call of `enqueue`; what it answered goes into the receipt."""
-        if not parcels:
-            return
-        answer = yield from producing.enqueue(self.keys, [parcel.frame for parcel in parcels])
+        if parcels:
+            answer = yield from producing.enqueue(self.keys, [parcel.frame for parcel in parcels])
+            self._told(parcels, receipt, answer)
+
+    def _told(
+        self, parcels: Sequence[Parcel], receipt: Receipt, answer: producing.Enqueued
+    ) -> SubmitError | None:
+        """Enter the answer of a call into the receipt; the first refusal in it."""
+        self.time.heard(answer.now_us)
+        first: SubmitError | None = None
         for at, parcel in enumerate(parcels):
-            held = answer.held.get(at)
+            held = answer.held.get(at) if answer.held else None
             key = parcel.frame.key
             if held is not None and key is not None and held[1] != key.request_hash:
-                receipt.refused[parcel.runs[0].position] = IdempotencyConflict(held[0])
+                conflict = IdempotencyConflict(held[0])
+                receipt.refused[parcel.runs[0].position] = conflict
+                first = first or conflict
             else:
                 receipt.add(parcel, held)
+        return first
 
     def submit_of(
         self,
@@ -166,37 +215,49 @@ class Core:
             source = iter(payloads)
             first = 0
             while chunk := list(islice(source, FRAME_JOBS_MAX)):
-                encoded, refused = self.encoder.encode_many(chunk, task)
-                if refused:
-                    yield from self._around_refused(
-                        type_name, encoded, refused, options, first, receipt, collect=collect
-                    )
-                else:
-                    yield from pack_alike(
-                        type_name, encoded, options, first=first, ids=self.ids, encoder=self.encoder
-                    )
+                found = self._lines(type_name, task, chunk, options, first)
+                yield from found or self._singly(type_name, task, chunk, options, first, receipt, collect)
                 first += len(chunk)
             receipt.total = first
 
         yield from self._send_all(parcels(), receipt, collect=collect, progress=progress)
         return receipt
 
-    def _around_refused(
+    def _lines(
+        self, name: str, task: AnyTask | None, payloads: list[Any], options: SubmitOptions, first: int
+    ) -> Iterator[Parcel] | None:
+        """Frames of payloads of one type, if they are sound and need no compression: the fast way."""
+        encoded = self.encoder.encode_lines(payloads, task)
+        if encoded is None:
+            return None
+        lines, longest = encoded
+        if longest < self.encoder.zstd_threshold_bytes:
+            return pack_lines(name, lines, options, first=first, make=self.make)
+        columns = [name.encode()] * len(payloads), lines.split(b"\n")[:-1]
+        return pack_columns(*columns, options, first=first, make=self.make)
+
+    def _singly(
         self,
         type_name: str,
-        encoded: Sequence[bytes],
-        refused: Mapping[int, SubmitError],
+        task: AnyTask | None,
+        payloads: list[Any],
         options: SubmitOptions,
         first: int,
         receipt: Receipt,
-        *,
         collect: bool,
     ) -> Iterator[Parcel]:
-        _refuse(receipt, {first + at: error for at, error in refused.items()}, collect=collect)
-        packer = self.packer()
-        for at, payload in enumerate(encoded):
-            if at not in refused:
-                yield from packer.add(Item(first + at, type_name, payload, options))
+        """The same where a payload is refused, or has to be looked at by itself."""
+        encoded, refused = self.encoder.encode_many(payloads, task)
+        if refused:
+            _refuse(receipt, {first + at: error for at, error in refused.items()}, collect=collect)
+        sound = [at for at in range(len(encoded)) if at not in refused]
+        packer = Packer(self.make)
+        yield from packer.extend(
+            options,
+            [first + at for at in sound],
+            [type_name.encode()] * len(sound),
+            [encoded[at] for at in sound],
+        )
         yield from packer.close()
 
     def submit_mixed(
@@ -212,20 +273,24 @@ class Core:
         if given.get("idempotency_key") is not None:
             raise InvalidOption("idempotency_key belongs to one job: give (type, payload, {…})")
         receipt = Receipt(tracked=given.get("track") is not False)
-        shared: dict[str, SubmitOptions] = {}  # by type: options of the items that bring none of their own
 
         def parcels() -> Iterator[Parcel]:
             source = iter(items)
-            packer = self.packer()
+            known: dict[Any, SubmitOptions] = {}
+            packer = Packer(self.make)
             first = 0
             while chunk := list(islice(source, FRAME_JOBS_MAX)):
-                alike = self._alike(chunk, given, shared)
-                if alike is None:
-                    for item in self._items(chunk, given, shared, first, receipt, collect=collect):
-                        yield from packer.add(item)
-                else:
+                alike = self._alike(chunk, given, known, first)
+                if alike is not None:
                     yield from packer.close()  # what came first goes first
-                    yield from pack_alike(*alike, first=first, ids=self.ids, encoder=self.encoder)
+                    yield from alike
+                else:
+                    sound = self._sound(chunk, given, known)
+                    if sound is not None:
+                        yield from pack_sorted(sound, packer, first=first)
+                    else:
+                        for item in self._items(chunk, given, known, first, receipt, collect=collect):
+                            yield from packer.add(item)
                 first += len(chunk)
             receipt.total = first
             yield from packer.close()
@@ -234,28 +299,88 @@ class Core:
         return receipt
 
     def _alike(
-        self, chunk: list[Any], given: Mapping[str, Any], shared: dict[str, SubmitOptions]
-    ) -> tuple[str, list[bytes], SubmitOptions] | None:
-        """What `pack_alike` takes, if the chunk is nothing but sound payloads of one type: the fast way."""
+        self, chunk: list[Any], given: Mapping[str, Any], known: dict[Any, SubmitOptions], first: int
+    ) -> Iterator[Parcel] | None:
+        """Frames of a chunk that is nothing but sound payloads of one type: the fast way."""
         if set(map(type, chunk)) != {tuple} or set(map(len, chunk)) != {2}:
             return None
         names, payloads = zip(*chunk, strict=True)
         if names.count(names[0]) != len(names):
             return None
-        name, task = self.task(names[0])
-        encoded, refused = self.encoder.encode_many(list(payloads), task)
-        if refused:
+        try:
+            name, task = self.task(names[0])
+            options = self._known_options(name, task, given, None, known)
+        except SubmitError:  # it will be said of its item
             return None
-        options = shared.get(name)
-        if options is None:
-            options = shared[name] = self.options(task, given)
-        return name, encoded, options
+        return self._lines(name, task, list(payloads), options, first)
+
+    def _sound(
+        self, chunk: list[Any], given: Mapping[str, Any], known: dict[Any, SubmitOptions]
+    ) -> Columns | None:
+        """The jobs of a chunk as columns, None if anything is odd and its items have to be looked at
+        singly."""
+        sizes = set(map(len, chunk)) if set(map(type, chunk)) == {tuple} else {0}
+        try:
+            if sizes == {2}:
+                names, payloads = map(list, zip(*chunk, strict=True))
+                own: list[Any] = []
+            elif sizes <= {2, 3}:
+                names = [entry[0] for entry in chunk]
+                payloads = [entry[1] for entry in chunk]
+                own = [entry[2] if len(entry) == 3 else None for entry in chunk]
+            else:
+                return None
+            tasks = {name: self.task(name)[1] for name in set(names)}
+            encoded = self.encoder.encode_columns(names, payloads, tasks)
+            if encoded is None or not set(map(type, own)) <= {dict, NoneType}:
+                return None
+            if not own:
+                usual = {
+                    name: self._known_options(name, task, given, None, known) for name, task in tasks.items()
+                }
+                return Columns(names, encoded, [*map(usual.__getitem__, names)], [])
+            options = [
+                self._known_options(name, tasks[name], given, mine, known)
+                for name, mine in zip(names, own, strict=True)
+            ]
+            return Columns(names, encoded, options, [_key_of(mine) if mine else None for mine in own])
+        except (SubmitError, TypeError):  # whatever it is, it will be said of its item
+            return None
+
+    def _known_options(
+        self,
+        name: str,
+        task: AnyTask | None,
+        given: Mapping[str, Any],
+        own: Mapping[str, Any] | None,
+        known: dict[Any, SubmitOptions],
+    ) -> SubmitOptions:
+        """Options of one job of a submission but its key; `known` remembers those that will be met again."""
+        if own and "idempotency_key" in own:
+            own = {option: value for option, value in own.items() if option != "idempotency_key"}
+        if not own:
+            found = known.get(name)
+            if found is None:
+                found = self.options(task, given)
+                # What is equal is one object: by its identity jobs are sorted.
+                found = known[name] = known.setdefault(found, found)
+            return found
+        if not _LASTING.issuperset(own):
+            return self.options(task, {**given, **own})
+        # With the classes of the values: True is 1, and yet no number of seconds.
+        what = (name, *own.items(), *map(type, own.values()))
+        found = known.get(what)
+        if found is None:
+            found = self.options(task, {**given, **own})
+            if len(known) < _KNOWN_MAX:
+                found = known[what] = known.setdefault(found, found)
+        return found
 
     def _items(
         self,
         chunk: Sequence[Any],
         given: Mapping[str, Any],
-        shared: dict[str, SubmitOptions],
+        known: dict[Any, SubmitOptions],
         first: int,
         receipt: Receipt,
         *,
@@ -268,28 +393,57 @@ class Core:
                 if own:
                     options = self.options(task, {**given, **own})
                 else:
-                    found = shared.get(name)
-                    options = shared[name] = self.options(task, given) if found is None else found
-                yield Item(position, name, self.encoder.encode(payload, task), options)
+                    options = self._known_options(name, task, given, None, known)
+                yield Item(position, name, self.encoder.encode(payload, task), options, options.key)
             except SubmitError as e:
                 _refuse(receipt, {position: e}, collect=collect)
 
     def _send_all(
         self, parcels: Iterator[Parcel], receipt: Receipt, *, collect: bool, progress: Progress | None
     ) -> Steps[None]:
-        """Calls of bounded size. What fails after a first call went in is told as PartialSubmit, with its
-        jobs."""
+        """Calls of bounded size, each packed while the one before it is under way. What fails after a first
+        call went in is told as PartialSubmit, with its jobs."""
+        under_way: tuple[list[Parcel], producing.Sent] | None = None
+        batches = self.calls(parcels)
         try:
-            for batch in self.calls(parcels):
-                yield from self.send(batch, receipt)
-                if receipt.refused and not collect:
-                    raise next(iter(receipt.refused.values()))
-                if progress is not None:
-                    progress(receipt.created + len(receipt.duplicates) + len(receipt.refused))
+            while True:
+                try:
+                    batch = next(batches, None)
+                except Exception:
+                    # What is under way goes in all the same, and belongs to what is told.
+                    if under_way is not None:
+                        yield from self._finish(*under_way, receipt, collect=collect, progress=progress)
+                    raise
+                if under_way is not None:
+                    finished, under_way = under_way, None
+                    yield from self._finish(*finished, receipt, collect=collect, progress=progress)
+                if batch is None:
+                    return
+                frames = [parcel.frame for parcel in batch]
+                under_way = batch, (yield from producing.begin_enqueue(self.keys, frames))
+                if not self.time.now_us():
+                    # Its answer, read at once, tells the time to stamp the next ones with.
+                    finished, under_way = under_way, None
+                    yield from self._finish(*finished, receipt, collect=collect, progress=progress)
         except TQEError as e:
             if not receipt.accepted:
                 raise
             raise PartialSubmit(self.handles(receipt), e) from e
+
+    def _finish(
+        self,
+        parcels: list[Parcel],
+        sent: producing.Sent,
+        receipt: Receipt,
+        *,
+        collect: bool,
+        progress: Progress | None,
+    ) -> Steps[None]:
+        refused = self._told(parcels, receipt, (yield from producing.finish_enqueue(sent)))
+        if refused is not None and not collect:
+            raise refused
+        if progress is not None:
+            progress(receipt.created + len(receipt.duplicates) + len(receipt.refused))
 
     # -------------------------------------------------------------- results
 
@@ -420,6 +574,11 @@ def _entry(entry: Any) -> tuple[Any, Any, Mapping[str, Any]]:
     if isinstance(entry, tuple | list) and len(entry) == 3 and isinstance(entry[2], Mapping):
         return entry[0], entry[1], entry[2]
     raise InvalidPayload(f"an item is (type, payload) or (type, payload, options), not {entry!r:.60}")
+
+
+def _key_of(own: Mapping[str, Any]) -> str | None:
+    key = own.get("idempotency_key")
+    return None if key is None else check_key(key)
 
 
 def _refuse(receipt: Receipt, refused: Mapping[int, SubmitError], *, collect: bool) -> None:

@@ -20,9 +20,12 @@ class _Named:
     """What both kinds of handle have in common: the id, whether this submission created it, whether it is
     tracked."""
 
-    __slots__ = ("created", "frame_id", "index", "tracked")
+    __slots__ = ("_client", "created", "frame_id", "index", "tracked")
 
-    def __init__(self, frame_id: bytes, index: int, *, created: bool = True, tracked: bool = True) -> None:
+    def __init__(
+        self, client: Any, frame_id: bytes, index: int, *, created: bool = True, tracked: bool = True
+    ) -> None:
+        self._client = client
         self.frame_id = frame_id
         self.index = index
         self.created = created
@@ -49,13 +52,8 @@ class _Named:
 class JobHandle(_Named):
     """A submitted job. `created` is False when an idempotency key found the job that was there first."""
 
-    __slots__ = ("_client",)
-
-    def __init__(
-        self, client: Client, frame_id: bytes, index: int, *, created: bool = True, tracked: bool = True
-    ) -> None:
-        super().__init__(frame_id, index, created=created, tracked=tracked)
-        self._client = client
+    __slots__ = ()
+    _client: Client
 
     def status(self) -> str:
         """scheduled, queued, running, retrying, completed, dead, cancelled, unknown; untracked if nothing is
@@ -82,13 +80,8 @@ class JobHandle(_Named):
 class AsyncJobHandle(_Named):
     """The same for asyncio."""
 
-    __slots__ = ("_client",)
-
-    def __init__(
-        self, client: AsyncClient, frame_id: bytes, index: int, *, created: bool = True, tracked: bool = True
-    ) -> None:
-        super().__init__(frame_id, index, created=created, tracked=tracked)
-        self._client = client
+    __slots__ = ()
+    _client: AsyncClient
 
     async def status(self) -> str:
         return (await self.job()).status if self.tracked else "untracked"

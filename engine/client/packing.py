@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import add
 from typing import Final, NamedTuple
 
 from tqe import codec
@@ -11,8 +12,9 @@ from tqe.client.payloads import PayloadEncoder
 from tqe.codec.payload import canonical
 from tqe.errors import SubmitError
 from tqe.formats import FRAME_BYTES_MAX, FRAME_JOBS_MAX
-from tqe.job import IdMaker, SubmitOptions, new_snapshot, request_hash, stored_key, types_run_length
+from tqe.job import IdMaker, SubmitOptions, new_snapshot, request_hash, stored_key
 from tqe.store.producing import Key, Outgoing
+from tqe.store.redis_time import RedisTime
 
 _JOB_BYTES: Final = 1 + 4 + 2  # what a job costs in a frame beside its type, options and payload
 
@@ -27,8 +29,7 @@ class Run(NamedTuple):
     base: int
 
 
-@dataclass(slots=True)
-class Parcel:
+class Parcel(NamedTuple):
     """A frame and the places of the submission that it carries."""
 
     frame: Outgoing
@@ -36,12 +37,25 @@ class Parcel:
 
 
 class Item(NamedTuple):
-    """One job of a submission, checked: its payload is JSON as encoded."""
+    """One job of a submission, checked: its payload is JSON as encoded. `key` is its idempotency key; the
+    one in `options` does not count."""
 
     position: int
     type: str
     payload: bytes
     options: SubmitOptions
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """What frames are made with. `time` stamps them with their entry, so that Redis need not copy them for
+    it."""
+
+    ids: IdMaker
+    encoder: PayloadEncoder
+    time: RedisTime = field(default_factory=RedisTime)
+    idempotency_ttl_s: int = 86_400
 
 
 # ------------------------------------------------------------------ jobs that are all alike
@@ -49,7 +63,7 @@ class Item(NamedTuple):
 
 def pack_alike(
     type_name: str,
-    payloads: Sequence[bytes],
+    payloads: list[bytes],
     options: SubmitOptions,
     *,
     first: int,
@@ -58,60 +72,70 @@ def pack_alike(
 ) -> Iterator[Parcel]:
     """Frames of jobs of one type and one set of options, without keys; `first` is the position of the
     first."""
-    kind, limits = type_name.encode(), options.limits()
-    overhead = len(kind) + _JOB_BYTES
-    sizes = [*map(len, payloads)]
-    compress = max(sizes, default=0) >= encoder.zstd_threshold_bytes
-    room = FRAME_BYTES_MAX - codec.HEADER_BYTES - len(limits)
-    if not compress and len(payloads) <= FRAME_JOBS_MAX and sum(sizes) + overhead * len(sizes) <= room:
-        yield _parcel_alike(kind, type_name, payloads, options, limits, first, ids)
-        return
-    if compress:
-        yield from _pack_compressed(type_name, payloads, options, first, ids, encoder)
-        return
-    ends = list(accumulate(size + overhead for size in sizes))
-    start = filled = 0
-    while start < len(payloads):
-        end = min(max(bisect_right(ends, filled + room), start + 1), start + FRAME_JOBS_MAX)
-        yield _parcel_alike(kind, type_name, payloads[start:end], options, limits, first + start, ids)
-        start, filled = end, ends[end - 1]
+    make = Maker(ids, encoder)
+    return pack_columns([type_name.encode()] * len(payloads), payloads, options, first=first, make=make)
 
 
-def _parcel_alike(
-    kind: bytes,
-    type_name: str,
-    payloads: Sequence[bytes],
-    options: SubmitOptions,
-    limits: bytes,
-    first: int,
-    ids: IdMaker,
-) -> Parcel:
-    frame_id, n = ids.frame_id(), len(payloads)
-    data = codec.pack_same(
-        kind,
-        payloads if isinstance(payloads, list) else list(payloads),
-        frame_id=frame_id,
-        lane=options.lane,
-        tracked=options.track,
-        options=limits,
-    )
-    value = new_snapshot(n, options.lane, f"{type_name}*{n}") if options.track else b""
-    frame = Outgoing(frame_id, n, data, options.lane, options.due, value)
-    return Parcel(frame, [Run(first, n, frame_id, 0)])
-
-
-def _pack_compressed(
-    type_name: str,
-    payloads: Sequence[bytes],
-    options: SubmitOptions,
-    first: int,
-    ids: IdMaker,
-    encoder: PayloadEncoder,
+def pack_columns(
+    types: list[bytes], payloads: list[bytes], options: SubmitOptions, *, first: int, make: Maker
 ) -> Iterator[Parcel]:
-    packer = Packer(ids=ids, encoder=encoder)
-    for position, payload in enumerate(payloads, first):
-        yield from packer.add(Item(position, type_name, payload, options))
+    """Frames of jobs with one set of options, without keys: the type and the payload of each."""
+    packer = Packer(make)
+    yield from packer.extend(options, range(first, first + len(payloads)), types, payloads)
     yield from packer.close()
+
+
+def pack_lines(
+    type_name: str, lines: bytes, options: SubmitOptions, *, first: int, make: Maker
+) -> Iterator[Parcel]:
+    """Frames of jobs of one type and one set of options, without keys, whose payloads end with a newline
+    each and need no compression: nothing is done for a job but copying its bytes."""
+    kind, limits, at = type_name.encode(), options.limits(), 0
+    while at < len(lines):
+        frame_id = make.ids.frame_id()
+        data, n, at = codec.pack_lines(
+            kind,
+            lines,
+            at,
+            bytes_max=FRAME_BYTES_MAX,
+            frame_id=frame_id,
+            lane=options.lane,
+            tracked=options.track,
+            options=limits,
+            enqueued_us=make.time.now_us(),
+        )
+        value = new_snapshot(n, options.lane, f"{type_name}*{n}") if options.track else b""
+        frame = Outgoing(frame_id, n, data, options.lane, options.due, value)
+        yield Parcel(frame, [Run(first, n, frame_id, 0)])
+        first += n
+
+
+# ------------------------------------------------------------------ one job
+
+
+def pack_one(item: Item, make: Maker) -> Parcel:
+    """A frame of one."""
+    position, name, payload, options, key = item
+    lane, track, limits = options.lane, options.track, options.limits()
+    frame_id = make.ids.frame_id()
+    stored, zstd = payload, False
+    if len(payload) >= make.encoder.zstd_threshold_bytes:
+        stored, zstd = make.encoder.compress(payload)
+    # Without a stamp: to put one into a small frame costs Redis next to nothing, and its own is exact.
+    if zstd:
+        job = (name.encode(), stored, b"", True)
+        data = codec.pack([job], frame_id=frame_id, lane=lane, tracked=track, options=limits)
+    else:
+        data = codec.pack_same(
+            name.encode(), [stored], frame_id=frame_id, lane=lane, tracked=track, options=limits
+        )
+    held = None
+    if key is not None:
+        held = Key(stored_key(key), request_hash(name, lane, canonical(payload)), make.idempotency_ttl_s)
+    value = new_snapshot(1, lane, name + "*1") if track else b""
+    return Parcel(
+        Outgoing(frame_id, 1, data, lane, options.due, value, held), [Run(position, 1, frame_id, 0)]
+    )
 
 
 # ------------------------------------------------------------------ jobs that differ
@@ -119,13 +143,36 @@ def _pack_compressed(
 
 @dataclass(slots=True)
 class _Open:
-    """A frame that is being filled."""
+    """A frame that is being filled: columns of its jobs. `limits` has one entry for each as soon as one of
+    them differs from `shared`, `zstd` as soon as one is compressed."""
 
     options: SubmitOptions
+    shared: bytes
     size: int = codec.HEADER_BYTES
     positions: list[int] = field(default_factory=list)
-    types: list[str] = field(default_factory=list)
-    jobs: list[tuple[bytes, bytes, bytes, bool]] = field(default_factory=list)
+    types: list[bytes] = field(default_factory=list)
+    payloads: list[bytes] = field(default_factory=list)
+    limits: list[bytes] = field(default_factory=list)
+    zstd: list[bool] = field(default_factory=list)
+
+    def add(
+        self,
+        positions: Sequence[int],
+        types: list[bytes],
+        payloads: list[bytes],
+        limits: list[bytes],
+        zstd: bool = False,
+    ) -> None:
+        before = len(self.payloads)
+        if self.limits or limits.count(self.shared) != len(limits):
+            self.limits = self.limits or [self.shared] * before
+            self.limits += limits
+        if self.zstd or zstd:
+            self.zstd = self.zstd or [False] * before
+            self.zstd += [zstd] * len(payloads)
+        self.positions += positions
+        self.types += types
+        self.payloads += payloads
 
 
 class Packer:
@@ -134,55 +181,174 @@ class Packer:
     `timeout` and `max_retries` ride in the frame where all of its jobs agree, else with each job.
     """
 
-    def __init__(self, *, ids: IdMaker, encoder: PayloadEncoder, idempotency_ttl_s: int = 86_400) -> None:
-        self._ids = ids
-        self._encoder = encoder
-        self._ttl_s = idempotency_ttl_s
+    def __init__(self, make: Maker) -> None:
+        self.make = make
         self._open: dict[tuple[str, str, int, bool], _Open] = {}
 
     def add(self, item: Item) -> Iterator[Parcel]:
         """Yields the frames that this job has completed."""
-        options = item.options
-        limits = options.limits()
-        stored, zstd = self._encoder.compress(item.payload)
-        job = (item.type.encode(), stored, limits, zstd)
-        size = _JOB_BYTES + len(job[0]) + len(stored) + len(limits)
-        if options.key is not None:
-            alone = _Open(options, positions=[item.position], types=[item.type], jobs=[job])
-            hashed = request_hash(item.type, options.lane, canonical(item.payload))
-            yield self._seal(alone, Key(stored_key(options.key), hashed, self._ttl_s))
-            return
-        where = (options.lane, options.due, options.expires_ms, options.track)
-        batch = self._open.get(where)
-        if batch is not None and batch.size + size > FRAME_BYTES_MAX:
-            yield self._seal(self._open.pop(where))
-            batch = None
-        if batch is None:
-            batch = self._open[where] = _Open(options)
-        batch.positions.append(item.position)
-        batch.types.append(item.type)
-        batch.jobs.append(job)
+        if item.key is not None:
+            yield pack_one(item, self.make)
+        else:
+            limits = item.options.limits()
+            yield from self._add(item.options, item.position, item.type.encode(), item.payload, limits)
+
+    def _add(
+        self, options: SubmitOptions, position: int, kind: bytes, payload: bytes, limits: bytes
+    ) -> Iterator[Parcel]:
+        stored, zstd = self.make.encoder.compress(payload)
+        size = _JOB_BYTES + len(kind) + len(stored) + len(limits)
+        batch = self._batch(options, limits)
+        if batch.payloads and batch.size + size > FRAME_BYTES_MAX:
+            yield self._close(batch)
+            batch = self._batch(options, limits)
+        batch.add((position,), [kind], [stored], [limits], zstd)
         batch.size += size
-        if len(batch.jobs) == FRAME_JOBS_MAX:
-            yield self._seal(self._open.pop(where))
+        if len(batch.payloads) == FRAME_JOBS_MAX:
+            yield self._close(batch)
+
+    def extend(
+        self,
+        options: SubmitOptions,
+        positions: Sequence[int],
+        types: list[bytes],
+        payloads: list[bytes],
+        limits: list[bytes] | None = None,
+    ) -> Iterator[Parcel]:
+        """The same for many jobs without keys at little cost for each. Of `options` counts what the frames of
+        all have in common; `limits` says what is each job's own, else `options` does."""
+        own = [options.limits()] * len(payloads) if limits is None else limits
+        if max(map(len, payloads), default=0) >= self.make.encoder.zstd_threshold_bytes:
+            for one in zip(positions, types, payloads, own, strict=True):
+                yield from self._add(options, *one)
+            return
+        ends = [0, *accumulate(map(add, map(add, map(len, types), map(len, own)), map(len, payloads)))]
+        start, n = 0, len(payloads)
+        while start < n:
+            batch = self._batch(options, own[start])
+            stop = start + min(n - start, FRAME_JOBS_MAX - len(batch.payloads))
+            stop = self._fitting(ends, start, stop, FRAME_BYTES_MAX - batch.size)
+            if stop == start and not batch.payloads:
+                stop += 1  # a single job may be larger than a frame should be
+            batch.add(positions[start:stop], types[start:stop], payloads[start:stop], own[start:stop])
+            batch.size += ends[stop] - ends[start] + _JOB_BYTES * (stop - start)
+            if stop < n or len(batch.payloads) == FRAME_JOBS_MAX:
+                yield self._close(batch)
+            start = stop
+
+    @staticmethod
+    def _fitting(ends: list[int], start: int, stop: int, room: int) -> int:
+        """How far the jobs from `start` to `stop` fit into `room`."""
+
+        def filled(at: int) -> int:
+            return ends[at] - ends[start] + _JOB_BYTES * (at - start)
+
+        if filled(stop) <= room:
+            return stop
+        return start - 1 + bisect_right(range(start, stop), room, key=filled)
 
     def close(self) -> Iterator[Parcel]:
         """Yields what is still open."""
         while self._open:
-            yield self._seal(self._open.pop(next(iter(self._open))))
+            yield self._close(next(iter(self._open.values())))
 
-    def _seal(self, batch: _Open, key: Key | None = None) -> Parcel:
-        frame_id, n, options = self._ids.frame_id(), len(batch.jobs), batch.options
-        shared = batch.jobs[0][2]
-        jobs = batch.jobs
-        if any(job[2] != shared for job in jobs):
-            shared = b""
-        elif shared:
-            jobs = [(kind, payload, b"", zstd) for kind, payload, _, zstd in jobs]
-        data = codec.pack(jobs, frame_id=frame_id, lane=options.lane, tracked=options.track, options=shared)
-        value = new_snapshot(n, options.lane, types_run_length(batch.types)) if options.track else b""
-        frame = Outgoing(frame_id, n, data, options.lane, options.due, value, key)
+    def _batch(self, options: SubmitOptions, limits: bytes) -> _Open:
+        where = _where(options)
+        batch = self._open.get(where)
+        if batch is None:
+            batch = self._open[where] = _Open(options, limits)
+        return batch
+
+    def _close(self, batch: _Open) -> Parcel:
+        options = batch.options
+        del self._open[_where(options)]
+        frame_id, n, types = self.make.ids.frame_id(), len(batch.payloads), batch.types
+        data = _packed(batch, frame_id, self.make.time.now_us())
+        value = b""
+        if options.track:
+            alike = types.count(types[0]) == n
+            value = new_snapshot(n, options.lane, f"{types[0].decode()}*{n}" if alike else codec.types(data))
+        frame = Outgoing(frame_id, n, data, options.lane, options.due, value)
         return Parcel(frame, _runs(batch.positions, frame_id))
+
+
+class Columns(NamedTuple):
+    """Jobs of a submission, checked: name, payload, options (but the key) and key of each. `keys` is empty if
+    no job has one."""
+
+    names: list[str]
+    payloads: list[bytes]
+    options: list[SubmitOptions]
+    keys: list[str | None]
+
+
+class _Share(NamedTuple):
+    """Those of the columns that travel together."""
+
+    options: SubmitOptions
+    positions: list[int]
+    types: list[bytes]
+    payloads: list[bytes]
+    limits: list[bytes]
+
+
+def pack_sorted(jobs: Columns, packer: Packer, *, first: int) -> Iterator[Parcel]:
+    """Yields the frames that these jobs have completed; `first` is the position of the first of them."""
+    kinds = {name: name.encode() for name in set(jobs.names)}
+    types = [*map(kinds.__getitem__, jobs.names)]
+    keys = jobs.keys if any(jobs.keys) else [None] * len(types)
+    if len(set(map(id, jobs.options))) == 1 and not any(jobs.keys):
+        places = range(first, first + len(types))
+        yield from packer.extend(jobs.options[0], places, types, jobs.payloads)
+        return
+    shares: dict[tuple[str, str, int, bool], _Share] = {}
+    known: dict[int, tuple[_Share, bytes]] = {}  # by the identity of options, which many jobs share
+    columns = zip(types, jobs.payloads, jobs.options, keys, strict=True)
+    for position, (kind, payload, options, key) in enumerate(columns, first):
+        if key is not None:
+            yield pack_one(Item(position, jobs.names[position - first], payload, options, key), packer.make)
+            continue
+        found = known.get(id(options))
+        if found is None:
+            share = shares.setdefault(_where(options), _Share(options, [], [], [], []))
+            found = known[id(options)] = share, options.limits()
+        share, limits = found
+        share.positions.append(position)
+        share.types.append(kind)
+        share.payloads.append(payload)
+        share.limits.append(limits)
+    for share in shares.values():
+        yield from packer.extend(*share)
+
+
+def _where(options: SubmitOptions) -> tuple[str, str, int, bool]:
+    """What jobs of one frame must have in common."""
+    return options.lane, options.due, options.expires_ms, options.track
+
+
+def _packed(batch: _Open, frame_id: bytes, enqueued_us: int) -> bytes:
+    options, types, payloads = batch.options, batch.types, batch.payloads
+    if not batch.limits and not batch.zstd:
+        return codec.pack_mixed(
+            types,
+            payloads,
+            frame_id=frame_id,
+            lane=options.lane,
+            tracked=options.track,
+            options=batch.shared,
+            enqueued_us=enqueued_us,
+        )
+    n = len(payloads)
+    own = batch.limits or [b""] * n
+    zstd = batch.zstd or [False] * n
+    return codec.pack(
+        list(zip(types, payloads, own, zstd, strict=True)),
+        frame_id=frame_id,
+        lane=options.lane,
+        tracked=options.track,
+        options=b"" if batch.limits else batch.shared,
+        enqueued_us=enqueued_us,
+    )
 
 
 def _runs(positions: Sequence[int], frame_id: bytes) -> list[Run]:

@@ -1,6 +1,7 @@
 """Owns the check of payloads before they are sent: JSON within the limits, and arguments that the task
 takes."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqe.codec import payload as codec_payload
@@ -28,9 +29,6 @@ class PayloadEncoder:
         self, payloads: list[Any], task: AnyTask | None
     ) -> tuple[list[bytes], dict[int, SubmitError]]:
         """The encoded payloads, and those that were refused by position, with b"" in their place."""
-        fast = self._all_at_once(payloads, task)
-        if fast is not None:
-            return fast, {}
         encoded: list[bytes] = []
         refused: dict[int, SubmitError] = {}
         for position, payload in enumerate(payloads):
@@ -41,16 +39,40 @@ class PayloadEncoder:
                 refused[position] = e
         return encoded, refused
 
-    def _all_at_once(self, payloads: list[Any], task: AnyTask | None) -> list[bytes] | None:
-        """A C loop a check over the whole list; None if anything is odd and has to be looked at singly."""
+    def encode_lines(self, payloads: list[Any], task: AnyTask | None) -> tuple[bytes, int] | None:
+        """The encoded payloads, each with a newline behind it, and the size of the longest: a C loop for each
+        check over the whole list. None if anything is odd and has to be looked at singly."""
+        if task is not None and task.mode == "kwargs":
+            return None
         try:
-            encoded = codec_payload.encode_many(payloads, payload_max_bytes=self.payload_max_bytes)
-            if task is None:
-                return encoded
-            if task.mode == "kwargs":
-                return None
-            # Decoded just as a worker does, and thrown away: the only check that cannot disagree with it.
-            task.decoder.decode_lines(b"\n".join(encoded))
+            found = codec_payload.encode_lines(payloads, payload_max_bytes=self.payload_max_bytes)
+            if found is not None and task is not None:
+                # Decoded just as a worker does, and thrown away: the only check that cannot disagree with it.
+                task.decoder.decode_lines(found[0])
+        except (ValueError, RecursionError):
+            return None
+        return found
+
+    def encode_columns(
+        self, names: Sequence[str], payloads: list[Any], tasks: Mapping[str, AnyTask | None]
+    ) -> list[bytes] | None:
+        """The same for payloads of several types, one name each; as a list."""
+        found = codec_payload.encode_lines(payloads, payload_max_bytes=self.payload_max_bytes)
+        if found is None:
+            return None
+        encoded = found[0].split(b"\n")
+        encoded.pop()  # what follows the last newline
+        by_name: dict[str, list[bytes]] = {name: [] for name in tasks}
+        for name, raw in zip(names, encoded, strict=True):
+            by_name[name].append(raw)
+        try:
+            for name, some in by_name.items():
+                task = tasks[name]
+                if task is not None and task.mode == "kwargs":
+                    for raw in some:
+                        task.validate(raw)
+                elif task is not None:
+                    task.decoder.decode_lines(b"\n".join(some))
         except (SubmitError, ValueError, RecursionError):
             return None
         return encoded

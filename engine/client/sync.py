@@ -53,7 +53,8 @@ class Client:
         """One job. Options: priority, delay, run_at, timeout, max_retries, expires, idempotency_key,
         track."""
         item = self.core.item(type_name, payload, options)
-        return self._handles(self.run(self.core.submit(item)))[0]
+        frame_id, index, created, tracked = self.run(self.core.submit(item))
+        return JobHandle(self, frame_id, index, created=created, tracked=tracked)
 
     def submit_many(
         self,

@@ -33,6 +33,9 @@ HEADER_BYTES: Final = _backend.HEADER_BYTES
 Header = _backend.Header
 pack = _backend.pack
 pack_same = _backend.pack_same
+pack_mixed = _backend.pack_mixed
+pack_lines = _backend.pack_lines
+longest_line = _backend.longest_line
 parse = _backend.parse
 peek = _backend.peek
 walk = _backend.walk
@@ -54,7 +57,10 @@ __all__ = [
     "Header",
     "cut",
     "job_at",
+    "longest_line",
     "pack",
+    "pack_lines",
+    "pack_mixed",
     "pack_same",
     "parse",
     "peek",

@@ -27,7 +27,8 @@ _INT_MIN: Final = -(2**63)
 _INT_MAX: Final = 2**64 - 1
 _ZSTD_LEVEL: Final = 3
 
-_encode: Final = msgspec.json.Encoder().encode
+_encoder: Final = msgspec.json.Encoder()
+_encode: Final = _encoder.encode
 _encode_sorted: Final = msgspec.json.Encoder(order="deterministic").encode
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -48,26 +49,19 @@ def encode(payload: Any, *, payload_max_bytes: int = PAYLOAD_MAX_BYTES) -> bytes
     return encoded
 
 
-def encode_many(payloads: list[Any], *, payload_max_bytes: int = PAYLOAD_MAX_BYTES) -> list[bytes]:
-    """Encode all or none. What is refused has its position in the text, or in a note of PayloadTooLarge."""
-    if _backend.plain_payloads(payloads) == len(payloads):
-        try:
-            encoded = list(map(_encode, payloads))
-        except UnicodeEncodeError:
-            pass
-        else:
-            if not encoded or len(max(encoded, key=len)) <= payload_max_bytes:
-                return encoded
-    encoded = []
-    for position, payload in enumerate(payloads):
-        try:
-            encoded.append(encode(payload, payload_max_bytes=payload_max_bytes))
-        except InvalidPayload as e:
-            raise InvalidPayload(f"payload {position}: {e}") from e
-        except PayloadTooLarge as e:
-            e.add_note(f"It is payload {position}.")
-            raise
-    return encoded
+def encode_lines(
+    payloads: list[Any], *, payload_max_bytes: int = PAYLOAD_MAX_BYTES
+) -> tuple[bytes, int] | None:
+    """The payloads as JSON, each ended by a newline, and the size of the longest: several times faster than
+    one by one. None if any of them is not surely sound and has to be looked at by itself."""
+    if _backend.plain_payloads(payloads) != len(payloads):
+        return None
+    try:
+        lines = _encoder.encode_lines(payloads)
+    except UnicodeEncodeError:
+        return None
+    longest = _backend.longest_line(lines)
+    return (lines, longest) if longest <= payload_max_bytes else None
 
 
 def decode(encoded: bytes) -> dict[str, Any]:

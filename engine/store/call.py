@@ -6,11 +6,13 @@ NOSCRIPT: Redis says that nothing was applied, so the same call goes out again a
 text. Scripts are never loaded by a command of its own, since careful ACLs deny it.
 """
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import hiredis
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -153,6 +155,41 @@ def _one(answers: Sequence[Reply]) -> Reply:
 
 
 Commands = Sequence[tuple[Argument, ...]]
+_PIECE_BYTES: Final = 8 * 1024
+_pack: Final = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)
+
+
+def pieces(arguments: tuple[Argument, ...]) -> list[bytes]:
+    """A command as it goes over the wire, in pieces, so that a large argument need not be copied."""
+    found = [b"*%d\r\n" % len(arguments)]
+    start = 0
+    for at, argument in enumerate(arguments):
+        if type(argument) is bytes and len(argument) >= _PIECE_BYTES:
+            found.append(_joined(arguments[start:at], b"$%d\r\n" % len(argument)))
+            found += (argument, b"\r\n")
+            start = at + 1
+    found.append(_joined(arguments[start:], b""))
+    return found
+
+
+def _joined(arguments: tuple[Argument, ...], behind: bytes) -> bytes:
+    """Arguments as they go over the wire, without the count that stands before a whole command."""
+    if not arguments:
+        return behind
+    packed = _pack(arguments)
+    return packed[packed.index(b"\n") + 1 :] + behind
+
+
+class Begun:
+    """A call that was sent and whose answer was not read; or `failure`, the reason why it could not be
+    sent."""
+
+    __slots__ = ("call", "connection", "failure")
+
+    def __init__(self, call: Call, connection: Any, failure: TQEError | None = None) -> None:
+        self.call = call
+        self.connection = connection
+        self.failure = failure
 
 
 class SyncDoor:
@@ -204,6 +241,54 @@ class SyncDoor:
             pool.release(connection)
         return answers
 
+    def begin(self, call: Call, packed: list[bytes] | None = None) -> Begun:
+        """Send one call and leave its answer for `finish`, which must follow, or `abandon`."""
+        pool = self.client.connection_pool
+        try:
+            connection: Any = pool.get_connection()
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as e:
+            return Begun(call, None, unreachable(e, sent=False))
+        except redis.ResponseError as e:  # the greeting was refused
+            return Begun(call, None, reply_error(_text(e)))
+        begun = Begun(call, connection)
+        try:
+            connection.send_packed_command(packed or [_pack(call.evalsha())], check_health=False)
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as e:
+            self.abandon(begun)
+            (begun.failure,) = _broken([], 1, e)
+        except BaseException:
+            self.abandon(begun)
+            raise
+        return begun
+
+    def finish(self, begun: Begun) -> Reply:
+        """The reply of a call that was begun. Raises as `run` does."""
+        if begun.failure is not None:
+            raise begun.failure
+        connection, begun.connection = begun.connection, None
+        try:
+            return connection.read_response(disconnect_on_error=True)
+        except redis.ResponseError as e:
+            answer = _judge(e, begun.call.script)
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as e:
+            connection.disconnect()
+            (answer,) = _broken([], 1, e)
+        except BaseException:
+            connection.disconnect()  # as in `send`
+            raise
+        finally:
+            self.client.connection_pool.release(connection)
+        if isinstance(answer, _NoScript):
+            (answer,) = self.send([begun.call.eval()], [begun.call.script])
+        return _one([answer])
+
+    def abandon(self, begun: Begun) -> None:
+        """Forget a call that was begun: it may have been applied."""
+        if begun.connection is not None:
+            begun.connection.disconnect()
+            self.client.connection_pool.release(begun.connection)
+            begun.connection = None
+
 
 class AsyncDoor:
     """The same through a `redis.asyncio.Redis`."""
@@ -214,6 +299,16 @@ class AsyncDoor:
     async def run(self, call: Call) -> Reply:
         """The reply of one call. Raises LeaseLost, QueueFull, RedisUnavailable or ScriptError."""
         return _one(await self.run_many((call,)))
+
+    async def begin(self, call: Call) -> Awaitable[Reply]:
+        """Send one call; what is returned is awaited for its reply, and raises as `run` does."""
+        answer = asyncio.ensure_future(self.run(call))
+        await asyncio.sleep(0)
+        return answer
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self.client.aclose()
 
     async def run_many(self, calls: Sequence[Call]) -> list[Reply | TQEError]:
         """One write for all calls, no transaction; a call that failed has its exception as its answer."""

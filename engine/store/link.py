@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 import redis
@@ -14,8 +14,19 @@ from tqe import clock
 from tqe.errors import RedisUnavailable, TQEError
 from tqe.settings import Settings
 from tqe.store import embedded, fitness
-from tqe.store.call import AsyncDoor, Call, SyncDoor, connect, connect_async, unreachable
-from tqe.store.steps import Hear, Listen, Pause, Reads, Step, Steps, T
+from tqe.store.call import (
+    AsyncDoor,
+    Begun,
+    Call,
+    Reply,
+    SyncDoor,
+    connect,
+    connect_async,
+    pieces,
+    unreachable,
+)
+from tqe.store.doors import AsyncProducerDoor, ProducerDoor, speaks
+from tqe.store.steps import Begin, Finish, Hear, Listen, Pause, Reads, Step, Steps, T
 
 LOADING_PATIENCE_S: Final = 60.0
 _LOADING_PAUSE_S: Final = 0.1
@@ -82,13 +93,14 @@ class SyncLink:
                         if not _is_loading(e) or clock.monotonic_ns() > deadline_ns:
                             raise
                     time.sleep(_LOADING_PAUSE_S)
-                self._door = SyncDoor(client)
+                self._door = ProducerDoor(client)
             return self._door
 
     def run(self, steps: Steps[T]) -> T:
         """Carry out a procedure to its end; its result, or what it raised."""
         door = self.door()
         ear: Any = None
+        begun: Begun | None = None
         answer: Any = None
         error: TQEError | None = None
         try:
@@ -103,6 +115,12 @@ class SyncLink:
                     match step:
                         case Call():
                             answer = door.run(step)
+                        case Begin():
+                            begun = door.begin(step.call, pieces(step.call.evalsha()))
+                        case Finish():
+                            assert begun is not None
+                            under_way, begun = begun, None
+                            answer = door.finish(under_way)
                         case Reads():
                             answer = _checked(door.send(step.commands))
                         case Pause():
@@ -116,6 +134,8 @@ class SyncLink:
                     error = e
         finally:
             steps.close()
+            if begun is not None:
+                door.abandon(begun)
             if ear is not None:
                 ear.close()
 
@@ -174,13 +194,14 @@ class AsyncLink:
                         if not _is_loading(e) or clock.monotonic_ns() > deadline_ns:
                             raise
                     await asyncio.sleep(_LOADING_PAUSE_S)
-                self._door = AsyncDoor(client)
+                self._door = AsyncProducerDoor(client, url) if speaks(url) else AsyncDoor(client)
             return self._door
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry out a procedure to its end; its result, or what it raised."""
         door = await self.door()
         ear: Any = None
+        begun: Awaitable[Reply] | None = None
         answer: Any = None
         error: TQEError | None = None
         try:
@@ -195,6 +216,12 @@ class AsyncLink:
                     match step:
                         case Call():
                             answer = await door.run(step)
+                        case Begin():
+                            begun = await door.begin(step.call)
+                        case Finish():
+                            assert begun is not None
+                            under_way, begun = begun, None
+                            answer = await under_way
                         case Reads():
                             answer = _checked(await door.send(step.commands))
                         case Pause():
@@ -208,6 +235,8 @@ class AsyncLink:
                     error = e
         finally:
             steps.close()
+            if begun is not None:
+                asyncio.ensure_future(begun).cancel()
             if ear is not None:
                 await ear.aclose()
 
@@ -231,6 +260,6 @@ class AsyncLink:
 
     async def close(self) -> None:
         if self._door is not None:
-            await self._door.client.aclose()
+            await self._door.close()
             self._door = None
         self._server.close()

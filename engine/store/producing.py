@@ -12,10 +12,11 @@ from typing import Any, Final, NamedTuple
 
 from tqe import clock, codec
 from tqe.errors import FrameError, QueueFull, RedisUnavailable, SubmitUnknown
+from tqe.formats import ID_TIME_CHARS
 from tqe.job import bucket_of, job_id, split_job_id
 from tqe.store.call import Call
 from tqe.store.keys import Keys
-from tqe.store.steps import Pause, Reads, Step, Steps
+from tqe.store.steps import Begin, Finish, Pause, Reads, Step, Steps
 
 OPEN_TTL_S: Final = 7 * 86_400  # how long the record of a job that has not ended is kept after its due time
 # One call keeps Redis busy for a few milliseconds at most.
@@ -25,6 +26,7 @@ PAGE: Final = 500
 PATIENCE_S: Final = (
     30.0  # a restart of Redis with a large log to load is survived, a Redis that is gone is told
 )
+_BUCKET_CHARS: Final = ID_TIME_CHARS + 1  # time, and the bucket character behind it
 _BACKOFF_FIRST_S: Final = 0.02
 _BACKOFF_MAX_S: Final = 1.0
 
@@ -37,8 +39,7 @@ class Key(NamedTuple):
     ttl_s: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Outgoing:
+class Outgoing(NamedTuple):
     """One frame on its way into Redis. `value` is its snapshot, b"" when it is untracked."""
 
     frame_id: bytes
@@ -63,44 +64,89 @@ class Enqueued(NamedTuple):
 
 def enqueue_call(keys: Keys, frames: Sequence[Outgoing]) -> tuple[Call, list[int]]:
     """The call, and for each group of its reply the position of its keyed frame, or -1."""
+    if len(frames) == 1 and frames[0].key is None:
+        return _plain_call(keys, frames[0]), [-1]
     lanes: dict[str, int] = {}
     buckets: dict[tuple[int, str], int] = {}
+    heads: dict[bytes, int] = {}  # what of an id says its bucket -> number of the bucket
     names: dict[str, int] = {}
-    groups: dict[tuple[str, int, str, bytes], list[bytes]] = {}
-    keyed: list[tuple[int, Outgoing, int]] = []
-    for position, frame in enumerate(frames):
-        lanes.setdefault(frame.lane, len(lanes) + 1)
-        bucket = buckets.setdefault(bucket_of(frame.frame_id), len(buckets) + 1) if frame.value else 0
-        if frame.key is None:
-            groups.setdefault((frame.lane, bucket, frame.due, frame.value), []).append(frame.data)
+    groups: dict[tuple[int, int, str, bytes], list[bytes]] = {}
+    keyed: list[bytes | str | int] = []
+    positions: list[int] = []
+    for position, (frame_id, _, data, lane_name, due, value, key) in enumerate(frames):
+        lane = lanes.get(lane_name) or lanes.setdefault(lane_name, len(lanes) + 1)
+        bucket = 0
+        if value:
+            head = frame_id[:_BUCKET_CHARS]
+            bucket = heads.get(head, 0)
+            if not bucket:
+                bucket = heads[head] = buckets.setdefault(bucket_of(frame_id), len(buckets) + 1)
+        if key is None:
+            where = (lane, bucket, due, value)
+            group = groups.get(where)
+            if group is None:
+                groups[where] = [data]
+            else:
+                group.append(data)
         else:
-            keyed.append((position, frame, bucket))
-    args: list[bytes | str | int] = []
-    for (lane, bucket, due, value), data in groups.items():
-        args += ("G", lanes[lane], bucket, due, value, len(data), *data)
-    for _, frame, bucket in keyed:
-        assert frame.key is not None
-        number = names.setdefault(frame.key.stored, len(names) + 1)
-        holder = f"{job_id(frame.frame_id, 0)} {frame.key.request_hash}"
-        args += ("K", lanes[frame.lane], bucket, frame.due, frame.value)
-        args += (number, holder, frame.key.ttl_s, frame.data)
-    where = [keys.stats, keys.depth, keys.delayed]
-    for lane in lanes:
-        where += [keys.queue(lane), keys.wake(lane)]
-    where += [keys.bucket(second, character) for second, character in buckets]
-    where += [keys.idem(name) for name in names]
-    head = (len(lanes), len(buckets), OPEN_TTL_S)
-    positions = [-1] * len(groups) + [position for position, _, _ in keyed]
-    return Call("enqueue", tuple(where), (*head, *args)), positions
+            number = names.setdefault(key.stored, len(names) + 1)
+            holder = b"%b.0 %b" % (frame_id, key.request_hash.encode())
+            keyed += (b"K", lane, bucket, due, value, number, holder, key.ttl_s, data)
+            positions.append(position)
+    args: list[bytes | str | int] = [len(lanes), len(buckets), OPEN_TTL_S]
+    for (lane, bucket, due, value), group in groups.items():
+        args += (b"G", lane, bucket, due, value, len(group), *group)
+    where_to = [keys.stats, keys.depth, keys.delayed]
+    for name in lanes:
+        queue, _, wake = keys.lane(name)
+        where_to += (queue, wake)
+    where_to += [keys.bucket(second, character) for second, character in buckets]
+    where_to += [keys.idem(name) for name in names]
+    return Call("enqueue", tuple(where_to), (*args, *keyed)), [-1] * len(groups) + positions
+
+
+def _plain_call(keys: Keys, frame: Outgoing) -> Call:
+    """The same for one frame without a key, in a few steps: so most single submissions go."""
+    frame_id, _, data, lane, due, value, _ = frame
+    queue, _, wake = keys.lane(lane)
+    names = (keys.stats, keys.depth, keys.delayed, queue, wake)
+    if not value:
+        return Call("enqueue", names, (1, 0, OPEN_TTL_S, b"G", 1, 0, due, b"", 1, data))
+    bucket = keys.bucket(*bucket_of(frame_id))
+    return Call("enqueue", (*names, bucket), (1, 1, OPEN_TTL_S, b"G", 1, 1, due, value, 1, data))
 
 
 def read_enqueue(reply: Sequence[Any], positions: Sequence[int]) -> Enqueued:
     held: dict[int, tuple[str, str]] = {}
+    if len(positions) == 1 and positions[0] < 0:
+        return Enqueued(int(reply[0]), held)
     for position, answer in zip(positions, reply[1:], strict=True):
         if isinstance(answer, bytes):
             first, _, request_hash = answer.decode().partition(" ")
             held[position] = (first, request_hash)
     return Enqueued(int(reply[0]), held)
+
+
+class Sent(NamedTuple):
+    """A call of `enqueue` that is under way."""
+
+    call: Call
+    positions: list[int]
+    first: bytes  # id of its first frame
+    safe: bool  # may be sent again when nobody can tell whether it was applied
+
+
+def begin_enqueue(keys: Keys, frames: Sequence[Outgoing]) -> Steps[Sent]:
+    """Send frames that go together in one call, and leave the answer for `finish_enqueue`, which must
+    follow."""
+    sent = _sent(keys, frames)
+    yield Begin(sent.call)
+    return sent
+
+
+def finish_enqueue(sent: Sent, *, patience_s: float = PATIENCE_S) -> Steps[Enqueued]:
+    """What became of the call: as `enqueue`."""
+    return (yield from _persist_enqueue(sent, True, patience_s))
 
 
 def enqueue(keys: Keys, frames: Sequence[Outgoing], *, patience_s: float = PATIENCE_S) -> Steps[Enqueued]:
@@ -110,25 +156,32 @@ def enqueue(keys: Keys, frames: Sequence[Outgoing], *, patience_s: float = PATIE
     tells a repeat from a first. A frame with neither leaves no trace to tell by: SubmitUnknown, lest it
     runs twice.
     """
+    return (yield from _persist_enqueue(_sent(keys, frames), False, patience_s))
+
+
+def _sent(keys: Keys, frames: Sequence[Outgoing]) -> Sent:
     call, positions = enqueue_call(keys, frames)
-    safe = all(frame.value or frame.key for frame in frames)
+    return Sent(call, positions, frames[0].frame_id, all(frame.value or frame.key for frame in frames))
 
+
+def _persist_enqueue(sent: Sent, begun: bool, patience_s: float) -> Steps[Enqueued]:
     def unknown() -> SubmitUnknown:
-        return SubmitUnknown(job_id(frames[0].frame_id, 0))
+        return SubmitUnknown(job_id(sent.first, 0))
 
-    reply = yield from persist(call, patience_s=patience_s, repeatable=safe, unknown=unknown)
-    return read_enqueue(reply, positions)
+    reply = yield from persist(sent.call, begun, patience_s=patience_s, repeatable=sent.safe, unknown=unknown)
+    return read_enqueue(reply, sent.positions)
 
 
 def persist(
     call: Step,
+    begun: bool = False,
     *,
     patience_s: float = PATIENCE_S,
     repeatable: bool = True,
     unknown: Callable[[], Exception] | None = None,
 ) -> Steps[Any]:
     """Send until an answer comes or patience ends: at once after a lost reply, later where Redis asks for
-    time.
+    time. `begun`: the first try is under way.
 
     `unknown` makes the exception for the case that the call may have been applied and nobody can tell.
     """
@@ -137,6 +190,9 @@ def persist(
     pause_s = _BACKOFF_FIRST_S
     while True:
         try:
+            if begun:
+                begun = False
+                return (yield Finish())
             return (yield call)
         except RedisUnavailable as e:
             lost = lost or e.applied is not False
@@ -161,8 +217,12 @@ def persist(
 def cancel(keys: Keys, frame_id: bytes, index: int, *, result_ttl_s: int) -> Steps[str]:
     """`cancelled`, `requested`, `too_late:<state>` or `unknown`. A request that was lost is made again."""
     bucket = keys.bucket(*bucket_of(frame_id))
-    names = (keys.void, keys.cancel, keys.delayed, keys.stats, keys.depth, keys.closed, bucket)
-    answer = yield from persist(Call("cancel", names, (frame_id, index, result_ttl_s)))
+    names = (
+        *(keys.void, keys.cancel, keys.delayed, keys.stats, keys.depth, keys.closed, bucket),
+        keys.waiting,
+    )
+    args = (frame_id, index, result_ttl_s, keys.done_prefix)
+    answer = yield from persist(Call("cancel", names, args))
     return answer.decode() if isinstance(answer, bytes) else str(answer)
 
 

@@ -22,6 +22,19 @@ class Reads:
 
 
 @dataclass(frozen=True, slots=True)
+class Begin:
+    """Send a call and do not wait for its answer; at most one is under way. Nothing is raised here: whatever
+    becomes of the call is told to `Finish`."""
+
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Wait for the answer of the call that was begun."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Do nothing for so long."""
 
@@ -42,5 +55,5 @@ class Hear:
     seconds: float
 
 
-Step = Call | Reads | Pause | Listen | Hear
+Step = Call | Reads | Begin | Finish | Pause | Listen | Hear
 Steps = Generator[Step, Any, T]

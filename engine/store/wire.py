@@ -143,7 +143,7 @@ class Wire(asyncio.BufferedProtocol):
             future.set_result(reply)
 
 
-async def connect(url: str, *, timeout_ms: int) -> Wire:
+async def connect(url: str, *, timeout_ms: int, made: type[Wire] = Wire) -> Wire:
     """Open a connection and log in. Raises RedisUnavailable, never with the password in its text."""
     loop = asyncio.get_running_loop()
     parts = urlsplit(url)
@@ -151,12 +151,12 @@ async def connect(url: str, *, timeout_ms: int) -> Wire:
     try:
         async with asyncio.timeout(timeout_ms / 1000):
             if parts.scheme == "unix":
-                _, wire = await loop.create_unix_connection(Wire, unquote(parts.path))
+                _, wire = await loop.create_unix_connection(made, unquote(parts.path))
                 database = query.get("db", ["0"])[0]
             else:
                 context = ssl.create_default_context() if parts.scheme == "rediss" else None
                 _, wire = await loop.create_connection(
-                    Wire, parts.hostname or "127.0.0.1", parts.port or 6379, ssl=context
+                    made, parts.hostname or "127.0.0.1", parts.port or 6379, ssl=context
                 )
                 database = parts.path.strip("/") or query.get("db", ["0"])[0]
             if parts.password:

@@ -367,6 +367,14 @@ class LossyDoor:
                 return reply
         raise RedisUnavailable("Redis did not answer", applied=None)
 
+    def begin(self, call: Call, packed: Any = None) -> Call:
+        return call
+
+    def finish(self, begun: Call) -> Any:
+        return self.run(begun)
+
+    def abandon(self, begun: Call) -> None: ...
+
     def send(self, commands: Any) -> Any:
         return self.door.send(commands)
 
@@ -399,6 +407,9 @@ class AsyncLossyLink(AsyncLink):
                 if how == "ok":
                     return reply
                 raise RedisUnavailable("Redis did not answer", applied=None)
+
+            async def begin(self, call: Call) -> Any:
+                return self.run(call)
 
             async def send(self, commands: Any) -> Any:
                 return await door.send(commands)
@@ -619,6 +630,25 @@ def test_cancelling(client: Client, redis_client: redis.Redis) -> None:
     hands.settle(lambda name: ("X", "asked"))
     assert (queued.status(), queued.cancel()) == ("cancelled", "too_late")
     assert client.handle("0" * 26 + ".0").cancel() == "unknown"
+
+
+def test_a_cancelled_job_wakes_who_waits_for_it(client: Client, redis_client: redis.Redis) -> None:
+    got: list[float] = []
+
+    def wait() -> None:
+        with pytest.raises(JobWasCancelled):
+            handle.result(timeout=20)
+        got.append(time.monotonic())
+
+    for _ in range(3):  # a waiter that reads again by itself once a second would be as quick by chance
+        handle = client.submit("A", {}, delay=100)
+        thread = threading.Thread(target=wait)
+        thread.start()
+        wait_until(lambda: redis_client.zscore(KEYS.waiting, handle.frame_id), what="the waiter is entered")
+        cancelled = time.monotonic()
+        assert handle.cancel() == "cancelled"
+        thread.join()
+        assert got.pop() - cancelled < 0.5
 
 
 # ------------------------------------------------------------------ dead letters

@@ -1,9 +1,12 @@
 """cancel: an end if the job was still in our hands, else a request."""
 
+import contextlib
+
 import pytest
 
 from tests.lua import frames
 from tests.lua.world import RESULT_TTL_S, World, group
+from tests.support.waiting import wait_until
 
 A = frames.make(frames.frame_id(1))
 BIG = frames.make(frames.frame_id(2), n=10)
@@ -32,6 +35,21 @@ def test_the_last_open_job_closes_its_bucket(world: World) -> None:
     assert list(world.state()["closed"]) == [world.bucket]
     assert world.depth() == {}
     assert world.cancel(frames.id_of(A)) == "too_late:X"
+
+
+def test_who_waits_is_told_of_an_end_and_of_nothing_else(world: World) -> None:
+    other, queued = frames.make(frames.frame_id(3)), frames.make(frames.frame_id(4))
+    world.enqueue(group(A, other, bucket=1, due=f"={DUE}"), group(queued, bucket=1))
+    world.client.zadd(world.keys.waiting, {frames.id_of(A): 1, frames.id_of(queued): 1})
+    with contextlib.closing(world.client.pubsub()) as listener:
+        listener.psubscribe(world.keys.done("*"))
+        wait_until(lambda: listener.get_message(timeout=1))
+        assert world.cancel(frames.id_of(queued)) == "requested"
+        assert world.cancel(frames.id_of(other)) == "cancelled"
+        assert world.cancel(frames.id_of(A)) == "cancelled"
+        heard = wait_until(lambda: listener.get_message(timeout=1))
+        assert heard["channel"] == world.keys.done(frames.id_of(A))
+        assert listener.get_message(timeout=0.01) is None
 
 
 def test_a_queued_job_is_asked_for(world: World) -> None:

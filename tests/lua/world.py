@@ -200,8 +200,8 @@ class World:
 
     def cancel_call(self, frame_id: bytes, index: int = 0) -> Call:
         k = self.keys
-        names = (k.void, k.cancel, k.delayed, k.stats, k.depth, k.closed, self.bucket)
-        return Call("cancel", names, (frame_id, index, RESULT_TTL_S))
+        names = (k.void, k.cancel, k.delayed, k.stats, k.depth, k.closed, self.bucket, k.waiting)
+        return Call("cancel", names, (frame_id, index, RESULT_TTL_S, k.done_prefix))
 
     def cancel(self, frame_id: bytes, index: int = 0) -> str:
         answer: bytes = self.door.run(self.cancel_call(frame_id, index))

@@ -115,6 +115,63 @@ def test_pack_same_equals_pack(backend: ModuleType, n: int) -> None:
         assert backend.parse(same).n == n
 
 
+@pytest.mark.parametrize("n", [1, 2, 999, 1000])
+def test_pack_mixed_equals_pack(backend: ModuleType, n: int) -> None:
+    types = [(b"EMAIL", b"report.daily:v2")[i % 3 == 0] for i in range(n)]
+    payloads = [b'{"n":%d}' % i for i in range(n)]
+    common: dict[str, Any] = {"frame_id": ID, "lane": "low", "tracked": True, "enqueued_us": 1700000000123456}
+    for options in (b"", OPTIONS):
+        mixed = backend.pack_mixed(types, payloads, options=options, **common)
+        jobs = [(name, payload, b"", False) for name, payload in zip(types, payloads, strict=True)]
+        assert mixed == backend.pack(jobs, options=options, **common)
+        assert backend.parse(mixed).n == n
+
+
+def test_pack_lines_equals_pack_same(backend: ModuleType) -> None:
+    payloads = [b'{"n":%d}' % i for i in range(1500)]
+    lines = b"".join(payload + b"\n" for payload in payloads)
+    common: dict[str, Any] = {
+        "frame_id": ID, "lane": "low", "tracked": False, "options": OPTIONS, "enqueued_us": 1700000000123456,
+    }  # fmt: skip
+    first, n, at = backend.pack_lines(b"EMAIL", lines, 0, bytes_max=1 << 20, **common)
+    assert (n, first) == (1000, backend.pack_same(b"EMAIL", payloads[:1000], **common))
+    rest, n, at = backend.pack_lines(b"EMAIL", lines, at, bytes_max=1 << 20, **common)
+    assert (n, at, rest) == (500, len(lines), backend.pack_same(b"EMAIL", payloads[1000:], **common))
+
+
+def test_pack_lines_keeps_within_its_bytes_and_takes_at_least_one(backend: ModuleType) -> None:
+    lines = b"".join(b"x" * 90 + b"\n" for _ in range(50)) + b"y" * 5000 + b"\n" + b"z\n"
+    common: dict[str, Any] = {"frame_id": ID, "lane": "low", "tracked": True}
+    at, found = 0, []
+    while at < len(lines):
+        frame, n, at = backend.pack_lines(b"T", lines, at, bytes_max=1000, **common)
+        assert backend.parse(frame).n == n and (len(frame) <= 1000 or n == 1)
+        found.append((n, len(frame)))
+    # 128 of header and 96 a job: nine fit, a tenth does not.
+    assert found[:-3] == [(9, 992)] * 5 and [n for n, _ in found[-3:]] == [5, 1, 1]
+    exact = 128 + 3 * 96
+    assert backend.pack_lines(b"T", lines, 0, bytes_max=exact, **common)[1] == 3
+    assert backend.pack_lines(b"T", lines, 0, bytes_max=exact - 1, **common)[1] == 2
+
+
+def test_the_longest_line(backend: ModuleType) -> None:
+    for lines, size in ((b"", 0), (b"\n", 0), (b"a\nbcd\nef\n", 3), (b"a\nbcd", 3), (b"abc\n\n", 3)):
+        assert backend.longest_line(lines) == size
+
+
+def test_a_stamp_is_written_by_every_packer(backend: ModuleType) -> None:
+    common: dict[str, Any] = {"frame_id": ID, "lane": "a", "tracked": True}
+    for stamp in (0, 1700000000123456, 10**16 - 1, 10**20):
+        stamped = {**common, "enqueued_us": stamp}
+        frames = [
+            backend.pack_same(b"T", [b"{}"], **stamped),
+            backend.pack_mixed([b"T"], [b"{}"], **stamped),
+            backend.pack_lines(b"T", b"{}\n", 0, bytes_max=1000, **stamped)[0],
+        ]
+        assert {backend.parse(frame).enqueued_us for frame in frames} == {min(stamp, 10**16 - 1)}
+        assert len(set(frames)) == 1
+
+
 def test_types_are_run_length(backend: ModuleType) -> None:
     assert backend.types(make(backend)) == f"EMAIL*2;report.daily:v2*1;{'X' * 64}*1"
     same = backend.pack_same(b"EMAIL", [b"{}"] * 1000, frame_id=ID, lane="low", tracked=True)
@@ -221,9 +278,30 @@ def test_counters_stop_and_the_run_wraps(backend: ModuleType) -> None:
 
 # --- misuse ---
 
+
+def lines(backend: Any, text: Any, start: int, **changes: Any) -> Any:
+    common = {"bytes_max": 1000, "frame_id": ID, "lane": "a", "tracked": True}
+    return backend.pack_lines(b"T", text, start, **common, **changes)
+
+
 MISUSE: dict[str, Callable[[Any], Any]] = {
     "no jobs": lambda b: make(b, 0),
     "1001 jobs": lambda b: make(b, 1001),
+    "fewer types than payloads": lambda b: b.pack_mixed(
+        [b"T"], [b"{}", b"{}"], frame_id=ID, lane="a", tracked=True
+    ),
+    "a bad type among types": lambda b: b.pack_mixed(
+        [b"T", b"a b"], [b"{}", b"{}"], frame_id=ID, lane="a", tracked=True
+    ),
+    "nothing mixed": lambda b: b.pack_mixed([], [], frame_id=ID, lane="a", tracked=True),
+    "too much mixed": lambda b: b.pack_mixed(
+        [b"T"] * 1001, [b""] * 1001, frame_id=ID, lane="a", tracked=True
+    ),
+    "no lines": lambda b: lines(b, b"", 0),
+    "lines without an end": lambda b: lines(b, b"{}\n{}", 0),
+    "start behind the lines": lambda b: lines(b, b"{}\n", 3),
+    "start before the lines": lambda b: lines(b, b"{}\n", -1),
+    "a stamp below zero": lambda b: lines(b, b"{}\n", 0, enqueued_us=-1),
     "no payloads": lambda b: b.pack_same(b"T", [], frame_id=ID, lane="a", tracked=True),
     "1001 payloads": lambda b: b.pack_same(b"T", [b""] * 1001, frame_id=ID, lane="a", tracked=True),
     "empty lane": lambda b: make(b, lane=""),
@@ -252,6 +330,17 @@ WRONG_TYPES: dict[str, Callable[[Any], Any]] = {
     "frame is text": lambda b: b.parse("F1"),
     "frame is a bytearray": lambda b: b.parse(bytearray(make(b))),
     "frame is none": lambda b: b.walk(None),
+    "a type among types is text": lambda b: b.pack_mixed(
+        [b"T", "T"], [b"{}", b"{}"], frame_id=ID, lane="a", tracked=True
+    ),
+    "a type among types is none": lambda b: b.pack_mixed(
+        [None], [b"{}"], frame_id=ID, lane="a", tracked=True
+    ),
+    "a payload among types is text": lambda b: b.pack_mixed(
+        [b"T"], ["{}"], frame_id=ID, lane="a", tracked=True
+    ),
+    "lines are text": lambda b: lines(b, "{}\n", 0),
+    "long lines are text": lambda b: b.longest_line("{}"),
     "payload is text": lambda b: b.pack_same(b"T", ["{}"], frame_id=ID, lane="a", tracked=True),
     "payload is none": lambda b: b.pack([(b"T", None, b"", False)], frame_id=ID, lane="a", tracked=True),
     "options are none": lambda b: b.pack([(b"T", b"{}", None, False)], frame_id=ID, lane="a", tracked=True),
