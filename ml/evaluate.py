@@ -146,7 +146,7 @@ class _Replays:
         if bound_s is not None:
             # A T in seconds: a prior that nothing outweighs.
             bound = Bound(factor=1.0, wait_s=bound_s, prior_jobs=math.inf)
-            return self._ordered(kind, bound, (choice.scale_factor or SCALE) * self._judged.mean_s)
+            return self._ordered(kind, bound, SCALE * self._judged.mean_s)
         bound = Bound(factor=choice.bound_factor, wait_s=wait_s)
         return self._ordered(kind, bound, choice.scale_factor * self._judged.mean_s)
 

@@ -28,11 +28,11 @@ Rung = Literal["model", "mean", "fifo"]
 
 BATCH_MAX: Final = 256
 # The breaker: a batch that takes longer than this is too slow. A lone job carries the cost of the call alone,
-# so the first microseconds are free; and one preempted batch is no slow model, so it takes two in a row.
+# so the first microseconds are free; and a preempted batch is no slow model, so it takes some in a row.
 BATCH_US_MAX: Final = 5_000
 JOB_US_MAX: Final = 20
 CALL_US: Final = 200
-SLOW_BATCHES_MAX: Final = 2
+SLOW_BATCHES_MAX: Final = 4
 BREAK_S: Final = 60
 
 _FLOAT64: Final = 1
