@@ -353,6 +353,31 @@ def plain_done(list leases not None):
     return groups, others
 
 
+def recorded_ones(list leases not None):
+    """The same of frames of one whose job has a record, at its first try: its result, if it completed.
+
+    Whoever settles them must look at the record: ({key as above: [Lease]}, [the others]).
+    """
+    cdef dict groups = {}
+    cdef list others = []
+    cdef list group = None
+    cdef Lease lease
+    cdef Lease first = None
+    for lease in leases:
+        if (lease._head.total != 1 or lease.settling or len(lease.claims) != 1 or lease._state[0] != JOB_RECORDED
+                or lease._head.attempts or lease._head.crashes or not lease._head.flags & FLAG_TRACKED):
+            others.append(lease)
+            continue
+        if first is None or not alike(first, lease):
+            first = lease
+            key = done_key(lease)
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = []
+        group.append(lease)
+    return groups, others
+
+
 cdef bint alike(Lease a, Lease b) noexcept:
     """Frames of one of the same bucket, lane, type and times have the same key. Larger frames are worth making it."""
     return (

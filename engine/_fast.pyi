@@ -128,6 +128,9 @@ RUN_LEASE_END: int
 RUN_SPECIAL: int
 RUN_BLOCKED: int
 
+def records_of(
+    board: Buffer, start: int
+) -> list[tuple[int, int, int, int, int, int, bytes, bytes]]: ...
 def board_constants() -> dict[str, int]: ...
 
 @final
@@ -267,6 +270,9 @@ def admit(
     frames: list[bytes], slot: Slot, ranks: dict[str, int], other_rank: int
 ) -> tuple[list[Lease], int, list[tuple[bytes, FrameError | None]]]: ...
 def plain_done(
+    leases: list[Lease],
+) -> tuple[dict[tuple[int, str, bytes], list[Lease]], list[Lease]]: ...
+def recorded_ones(
     leases: list[Lease],
 ) -> tuple[dict[tuple[int, str, bytes], list[Lease]], list[Lease]]: ...
 

@@ -108,6 +108,31 @@ _RECORD: Final = struct.Struct("<IHBBIQQII")  # without the length word, which g
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
+def records_of(board: Any, start: int) -> list[tuple[int, int, int, int, int, int, bytes, bytes]]:
+    """Records of the outcome half that begins there, in the order in which they were written, up to the first
+    unwritten one: [(row, index, status, delay_ms, started_ms, finished_ms, error, result)]."""
+    half = memoryview(board).cast("B")[start : start + HALF_BYTES]
+    if start < 0 or start % 8 or len(half) < HALF_BYTES:
+        raise ValueError("the board is too small for this half")
+    found = []
+    at = 0
+    while at <= HALF_BYTES - RECORD_HEADER_BYTES:
+        (length,) = _LENGTH.unpack_from(half, at)
+        if not RECORD_HEADER_BYTES <= length <= HALF_BYTES - at:
+            break
+        row, index, status, _, delay_ms, started_ms, finished_ms, error_n, result_n = _RECORD.unpack_from(
+            half, at + 4
+        )
+        if error_n + result_n > length - RECORD_HEADER_BYTES:
+            break
+        body = at + RECORD_HEADER_BYTES
+        error = bytes(half[body : body + error_n])
+        result = bytes(half[body + error_n : body + error_n + result_n])
+        found.append((row, index, status, delay_ms, started_ms, finished_ms, error, result))
+        at += length
+    return found
+
+
 def board_constants() -> dict[str, int]:
     """The layout by name; tests compare it with tqe.board.layout."""
     return {name: globals()[name] for name in _NAMES}
@@ -521,6 +546,10 @@ class Lease:
         """(index, type, payload as stored, options, zstd)."""
         return self._jobs[index - self.header.base]
 
+    def first_state(self) -> int:
+        """State byte of its first job."""
+        return int(self._slot.bytes[self._states])
+
     def mark(self, index: int, state: int) -> None:
         """Write the state of one job."""
         self._slot.bytes[self._states + index - self.header.base] = state
@@ -565,6 +594,25 @@ def plain_done(
             continue
         groups.setdefault(_done_key(lease), []).append(lease)
         lease.settling = True
+    return groups, others
+
+
+def recorded_ones(
+    leases: list[Lease],
+) -> tuple[dict[tuple[int, str, bytes], list[Lease]], list[Lease]]:
+    """The same of frames of one whose job has a record, at its first try: its result, if it completed.
+
+    Whoever settles them must look at the record: ({key as above: [Lease]}, [the others]).
+    """
+    groups: dict[tuple[int, str, bytes], list[Lease]] = {}
+    others: list[Lease] = []
+    for lease in leases:
+        head = lease.header
+        whole = head.total == 1 and lease.tracked and len(lease.claims) == 1 and not lease.settling
+        if whole and not (head.attempts or head.crashes) and lease.first_state() == JOB_RECORDED:
+            groups.setdefault(_done_key(lease), []).append(lease)
+        else:
+            others.append(lease)
     return groups, others
 
 

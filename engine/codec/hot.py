@@ -32,6 +32,8 @@ RUN_SPECIAL = _backend.RUN_SPECIAL
 RUN_BLOCKED = _backend.RUN_BLOCKED
 admit = _backend.admit
 plain_done = _backend.plain_done
+recorded_ones = _backend.recorded_ones
+records_of = _backend.records_of
 
 __all__ = [
     "MODES",
@@ -49,4 +51,6 @@ __all__ = [
     "Slot",
     "admit",
     "plain_done",
+    "recorded_ones",
+    "records_of",
 ]

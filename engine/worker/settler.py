@@ -172,6 +172,9 @@ class Settler:
             batch.add_done(bucket, value, [lease.name for lease in done], done)
         if others:
             records = self._records()
+            ones, others = hot.recorded_ones(others)
+            for (second, char, value), recorded in ones.items():
+                others += self._add_results(batch, (second, char), value, recorded, records)
             for lease in others:
                 self._add_claims(batch, lease, records.get(lease.row, {}))
         for name, frame in self._returned:
@@ -181,6 +184,30 @@ class Settler:
         self._returned.clear()
         self._damaged.clear()
         return batch
+
+    def _add_results(
+        self,
+        batch: settling.SettleBatch,
+        bucket: tuple[int, str],
+        value: bytes,
+        leases: list[hot.Lease],
+        records: dict[int, dict[int, Record]],
+    ) -> list[hot.Lease]:
+        """Frames of one with a result share a group; returns those whose record tells something else."""
+        done: list[hot.Lease] = []
+        fields: list[bytes] = []
+        others: list[hot.Lease] = []
+        for lease in leases:
+            told = settling.result_field(records.get(lease.row, {}).get(0))
+            if told:
+                lease.settling = True
+                done.append(lease)
+                fields.append(told)
+            else:
+                others.append(lease)
+        if done:
+            batch.add_results(bucket, value, [lease.name for lease in done], fields, done)
+        return others
 
     def _add_claims(self, batch: settling.SettleBatch, lease: hot.Lease, records: dict[int, Record]) -> None:
         row = self._view.row(lease.row)
