@@ -97,7 +97,6 @@ def board_constants():
     }
 
 
-@cython.final
 def records_of(board, Py_ssize_t start):
     """Records of the outcome half that begins there, in the order in which they were written, up to the first unwritten one.
 
@@ -135,6 +134,7 @@ def records_of(board, Py_ssize_t start):
     return found
 
 
+@cython.final
 cdef class Slot:
     """A worker's own slot: it alone writes rows, states and records; the steward reads them when the worker is dead."""
 

@@ -63,9 +63,6 @@ class Item:
     ranges: list[tuple[int, int, str]] = field(default_factory=list)
     fields: list[tuple[int, bytes]] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
-    whole: bytes = (
-        b""  # snapshot of a frame of one that completed and has one field: such leases share a group
-    )
 
     @property
     def kept(self) -> list[tuple[int, int]]:

@@ -392,7 +392,7 @@ def test_several_leases_and_several_types_in_order(rig: Rig) -> None:
     assert runner.run(leases, 0, 60 * SECOND) == (hot.RUN_ENDED, 6, 15)
     assert got == expected
     assert all(lease.ended() and lease.to_settle() for lease in leases)
-    assert all(lease.started_ms <= lease.finished_ms for lease in leases)
+    assert all(0 < lease.started_ms <= lease.finished_ms for lease in leases)
     assert {name: words[layout.T_COMPLETED // 8] for name, words in rig.view.tasks()} == {
         "A": 5,
         "B": 7,
@@ -1195,6 +1195,38 @@ def test_a_lease_settled_in_part_is_not_settled_whole(rig: Rig) -> None:
 
 def test_plain_done_of_nothing(rig: Rig) -> None:
     assert rig.backend.plain_done([]) == ({}, [])
+
+
+# --- frames of one whose job has a record ---
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_recorded_ones_equals_the_contract(rig: Rig, seed: int) -> None:
+    rng = random.Random(seed)
+    runner = rig.runner()
+    leases = []
+    for number in range(150):
+        lease = random_lease(rig, runner, rng, number)
+        if rng.random() < 0.7:
+            rig.slot.set_state(lease.row, lease.base, layout.JOB_RECORDED)
+        leases.append(lease)
+    groups: dict[Any, list[hot.Lease]] = {}
+    others = []
+    for lease in leases:
+        header = lease.header
+        fresh = not (header.attempts or header.crashes or lease.settling) and lease.tracked
+        if header.total == 1 and fresh and rig.states(lease) == "3" and len(lease.claims) == 1:
+            second, char = bucket_of(header.frame_id)
+            times = f"{lease.started_ms},{lease.finished_ms}"
+            value = f"C,1,0,{times},{header.lane},{codec.types(lease.frame)}".encode()
+            groups.setdefault((second, char, value), []).append(lease)
+        else:
+            others.append(lease)
+    before = [lease.settling for lease in leases]
+    assert rig.backend.recorded_ones(leases) == (groups, others)
+    assert [lease.settling for lease in leases] == before  # their records decide whether they are
+    assert len(groups) > 3
+    assert others
 
 
 # --- both backends write the same board ---
