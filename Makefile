@@ -17,7 +17,7 @@ PEERS_RESULT ?= bench/results/peers.json
 TREE := $(shell find engine ml lua -type f '(' -name '*.py' -o -name '*.pyi' -o -name '*.lua' -o -name py.typed ')' | sort)
 CYTHON := $(wildcard engine/*.pyx engine/*.pxi engine/*.pxd)
 
-.PHONY: install demo test bench bench-compare bench-counts bench-peers peers-table lint stub campaign clean FORCE
+.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-ordering peers-table lint stub campaign clean FORCE
 
 install: $(VENV)/.built
 
@@ -63,6 +63,10 @@ bench-peers: install
 
 peers-table: install
 	$(BIN)/python -m bench.peers.table $(PEERS_RESULT) --write README.md
+
+# TRACES=FOLDER of *.csv.gz and schema.json; without it, made traces
+bench-ordering: install
+	$(BIN)/python -m bench.ordering.run $(if $(TRACES),--traces $(TRACES))
 
 lint: install
 	$(BIN)/ruff check .

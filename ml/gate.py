@@ -157,24 +157,30 @@ def choose_bound(
         for span in blocks
         for load in loads
     ]
+    kept: tuple[float, float] | None = None
     for factor in BOUND_FACTORS:
-        gains: list[float] = []
-        for span in spans:
-            gain = span.gain(factor, scale_s)
-            if gain is None:
-                break
-            gains.append(gain)
-        if not spans or len(gains) < len(spans):
-            continue
-        gain = math.fsum(gains) / len(gains)
-        if gain <= 0:
-            break
-        return BoundChoice(
-            bound_factor=factor,
-            gain=gain,
-            reason=f"the tail kept to its allowance, with a margin, on {len(spans)} replays",
-        )
+        gain = _gain(spans, factor, scale_s)
+        if gain is None or gain <= 0:
+            kept = None
+        elif kept is None and factor > BOUND_FACTORS[-1]:
+            kept = factor, gain
+        else:
+            # The next smaller T keeps the tail as well: that was no luck.
+            factor, gain = kept or (factor, gain)
+            reason = f"the tail kept to its allowance, with a margin, on {len(spans)} replays"
+            return BoundChoice(bound_factor=factor, gain=gain, reason=reason)
     return BoundChoice(bound_factor=0.0, reason="no bound kept the tail on every block")
+
+
+def _gain(spans: Sequence[_Span], factor: float, scale_s: float) -> float | None:
+    """Mean gain over the spans; None if the tail paid too much on one of them."""
+    gains: list[float] = []
+    for span in spans:
+        gain = span.gain(factor, scale_s)
+        if gain is None:
+            return None
+        gains.append(gain)
+    return math.fsum(gains) / len(gains) if gains else None
 
 
 class _Span:
