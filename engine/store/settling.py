@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -198,7 +198,8 @@ class SettleCall(NamedTuple):
 
     call: Call
     leases: list[bytes]
-    tickets: list[object]
+    tickets: list[Any]
+    alike: bool  # every lease is settled whole: their tickets are what add_done and add_results were given
 
 
 class _Writer:
@@ -206,7 +207,8 @@ class _Writer:
 
     def __init__(self) -> None:
         self.leases: list[bytes] = []
-        self._tickets: list[object] = []
+        self._tickets: list[Any] = []
+        self._alike = True
         self._args: list[bytes | str | int] = []
         self._lanes: dict[str, int] = {}
         self._buckets: dict[tuple[int, str], int] = {}
@@ -247,6 +249,7 @@ class _Writer:
         self._tickets += tickets
 
     def item(self, item: Item, ticket: object) -> None:
+        self._alike = False
         args = self._args
         args += ["P", item.lease, self._bucket(bucket_of(item.frame_id) if item.tracked else None)]
         args += [item.started_ms, item.finished_ms, len(item.ranges)]
@@ -283,7 +286,7 @@ class _Writer:
             int(recovered),
         ]  # fmt: skip
         call = Call("settle", tuple(names), (*head, *self._lanes, *self._args))
-        return SettleCall(call, self.leases, self._tickets)
+        return SettleCall(call, self.leases, self._tickets, self._alike)
 
 
 def claim(

@@ -99,6 +99,7 @@ class Worker:
         self._draining = False
         self._rss_at_ns = 0
         self._told_ns = 0
+        self._were_beside = False
 
     async def run(self) -> None:
         """Register, work, drain, leave."""
@@ -196,7 +197,7 @@ class Worker:
                 # One settle at a time: its outcomes occupy the other half. Its reply is nearly always here by
                 # now.
                 await self._answer()
-            due = self._settler.due(now_ns, partial=force or self._draining)
+            due = self._settler.due(now_ns, partial=force or self._draining, beside=self._beside_lately())
             calls = self._settler.begin(due, self._link.incarnation)
             if calls:
                 self.runner.full = False
@@ -224,6 +225,11 @@ class Worker:
             self._told_ns = now_ns
             return True
         return bool(self.runner.active) and now_ns - self._told_ns > PARTIAL_AFTER_NS
+
+    def _beside_lately(self) -> bool:
+        """Whether a held lease may have jobs that ran beside others."""
+        self._were_beside, before = bool(self.runner.active), self._were_beside
+        return before or self._were_beside
 
     async def _answer(self) -> None:
         pending = self._settler.unanswered

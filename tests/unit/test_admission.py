@@ -251,15 +251,20 @@ def cost_of(key: bytes) -> float:
 # --- frames that need no look ---
 
 
-def test_quick_is_for_tasks_that_are_all_known_to_be_short() -> None:
+def test_quick_is_for_types_that_are_known_to_be_short() -> None:
     known = {b"A": Fake(500.0), b"B": Fake(1_000.0)}
     admission = Admission(known, quantum_ns=QUANTUM)
-    assert admission.quick(1_000, 0) == 1_000
-    assert admission.quick(10_000, 0) == 1_000
-    assert admission.quick(10_001, 0) is None
-    assert admission.quick(5_000, QUANTUM) == 1_000
-    assert admission.quick(5_001, QUANTUM) is None
+    both = {b"A", b"B"}
+    assert admission.quick(both, 1_000, 0) == 1_000
+    assert admission.quick({b"A"}, 1_000, 0) == 500
+    assert admission.quick(both, 10_000, 0) == 1_000
+    assert admission.quick(both, 10_001, 0) is None
+    assert admission.quick(both, 5_000, QUANTUM) == 1_000
+    assert admission.quick(both, 5_001, QUANTUM) is None
     for odd in (Fake(1.0, 584), Fake(1.0, 584, is_async=True), Fake(-1.0, 0)):
-        assert Admission(known | {b"C": odd}, quantum_ns=QUANTUM).quick(1, 0) is None
+        admission = Admission(known | {b"C": odd}, quantum_ns=QUANTUM)
+        assert admission.quick(both | {b"C"}, 1, 0) is None
+        assert admission.quick(both, 1, 0) == 1_000  # not fetched: it says nothing
+    assert admission.quick({b"UNKNOWN"}, 1, 0) is None
     slow = Fake(1e6, is_async=True)
-    assert Admission(known | {b"C": slow}, quantum_ns=QUANTUM, slots=100).quick(1, 0) == 10_000
+    assert Admission(known | {b"C": slow}, quantum_ns=QUANTUM, slots=100).quick(both | {b"C"}, 1, 0) == 10_000
