@@ -133,6 +133,7 @@ cdef class Lease:
     """A frame that this worker holds: where the walk stands, and its row on the board."""
 
     cdef readonly bytes frame
+    cdef Slot _slot  # keeps the memory of _state
     cdef FrameHead _head
     cdef readonly int row
     cdef readonly int rank
@@ -165,6 +166,7 @@ cdef class Lease:
                 raise DamagedFrame("the options of the frame are no JSON object") from e
         self.row = slot._take_row(<const char *>self._head.data + AT_ID, self._head.base, self._head.n, self._head.run)
         self.frame = frame
+        self._slot = slot
         self.rank = rank
         self.next = self._head.base
         self.stop = self._head.base + self._head.n
