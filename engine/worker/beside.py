@@ -138,7 +138,16 @@ class Beside:
             self._end(job, "return")
 
     def close(self) -> None:
-        """No job will run any more."""
+        """No job will run any more.
+
+        What still runs is cut off by our end: the loop cancels it, which is no failure of its own, and it is
+        not what ended us. So nothing is recorded, and the board goes on to say that jobs run beside others,
+        none of them to blame.
+        """
+        if self._native.active:
+            self._native.late = []
+            self._native.active.add(self)
+            self._view.set(layout.C_HELPER, 0)
         if self._helper is not None:
             self._helper.shutdown(wait=False, cancel_futures=True)
 

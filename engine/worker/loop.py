@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,9 +50,27 @@ def run_worker(
     """
     registry.freeze()
     gc.enable()
-    return uvloop.run(
-        _main(registry, settings, board, view, redis_url, install_limit_signal, on_start, on_stop)
-    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return _drive(
+            runner.get_loop(),
+            _main(registry, settings, board, view, redis_url, install_limit_signal, on_start, on_stop),
+        )
+
+
+def _drive(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, int]) -> int:
+    """Run `main` to its end, whatever the tasks of jobs do to the loop.
+
+    SystemExit and KeyboardInterrupt leave the loop from any task, and any task may stop it. The job that
+    began such a task meets the exception where it awaits it; its neighbours must not end with it.
+    """
+    task = loop.create_task(main)
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except (SystemExit, KeyboardInterrupt, RuntimeError) as e:
+            if task.done() or loop.is_closed():
+                raise
+            log.warning("a task of a job ended the event loop (%s); it goes on", type(e).__name__)
 
 
 async def _main(

@@ -1,0 +1,86 @@
+"""What user code and unlucky moments do to a worker, its neighbours and its books."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+
+from tests.support.waiting import wait_until
+from tests.support.worker import Rig
+
+
+def finish(rig: Rig) -> None:
+    """Drain every worker and look into the books."""
+    for worker in rig.workers:
+        if worker.running:
+            assert worker.drain() == 0, worker.told()
+    assert rig.books().problems() == []
+
+
+# ------------------------------------------------------------------ what ends an event loop
+
+
+@pytest.mark.parametrize("how", ["exit", "interrupt", "stop"])
+def test_a_job_that_ends_the_loop_from_within_a_task_of_its_own_ends_nobody_else(rig: Rig, how: str) -> None:
+    """asyncio lets SystemExit and KeyboardInterrupt of any task out of the loop, and `loop.stop()` ends it."""
+
+    async def inner() -> None:
+        if how == "exit":
+            sys.exit(3)
+        if how == "interrupt":
+            raise KeyboardInterrupt
+        asyncio.get_running_loop().stop()
+
+    @rig.app.task("NEIGHBOUR", max_retries=0)
+    async def neighbour(n: int) -> int:
+        rig.journal("began", n)
+        await asyncio.sleep(1.0)
+        return n
+
+    @rig.app.task("ENDS", max_retries=0)
+    async def ends() -> None:
+        rig.journal("ends", 1)
+        await asyncio.gather(inner())
+
+    worker = rig.worker()
+    neighbours = [rig.submit("NEIGHBOUR", {"n": n}) for n in range(3)]
+    wait_until(lambda: len(rig.journal.notes("began")) == 3, 5, "the neighbours run")
+    one = rig.submit("ENDS")
+    assert [handle.result(timeout=5) for handle in neighbours] == [0, 1, 2]
+    assert worker.running, worker.told()
+    assert one.status() == ("completed" if how == "stop" else "dead")
+    assert set(rig.journal.count("began").values()) == {1}
+    finish(rig)
+
+
+def test_jobs_that_are_cut_off_by_the_end_of_their_worker_are_not_charged(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends a worker's loop: the coroutines that asyncio then cancels have not failed."""
+    from tqe.worker.loop import Worker
+
+    @rig.app.task("WAITS", max_retries=0)
+    async def waits(n: int) -> None:
+        rig.journal("began", n)
+        if len(rig.journal.notes("began")) <= 3:
+            await asyncio.sleep(30)
+
+    def broken(self: Worker) -> None:
+        if len(rig.journal.notes("began")) == 3:
+            raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Worker, "_recycle", broken)
+    rig.steward()
+    worker = rig.worker()
+    handles = [rig.submit("WAITS", {"n": n}) for n in range(3)]
+    assert worker.wait() == 1
+    worker.bury()
+    monkeypatch.undo()
+    rig.worker()
+    for handle in handles:
+        handle.result(timeout=5)
+        told = rig.told(handle)
+        assert told.get("attempts", 1) == 1 and "crashes" not in told
+    finish(rig)
