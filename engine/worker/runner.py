@@ -157,9 +157,19 @@ class JobRunner:
         for job, result, error, in_arguments in beside or ():
             self.beside.conclude(job, result, error, in_arguments)
         if late or beside:
-            # Their leases may have been settled meanwhile, these jobs left out: nothing else would tell of
-            # them.
-            self._hold.ended += [lease for lease in self._hold if lease.ended() and lease.to_settle()]
+            self._tell_again()
+
+    def _tell_again(self) -> None:
+        """Leases of outcomes that have waited may have been settled meanwhile, these jobs left out: nothing
+        else would tell of them before the last of their neighbours has ended."""
+        now_ns = clock.boottime_ns()
+        for lease in self._hold:
+            if not lease.to_settle():
+                continue
+            if lease.ended():
+                self._hold.ended.append(lease)
+            elif not lease.first_done_ns:
+                lease.first_done_ns = now_ns
 
     def cancel_marked(self) -> None:
         """Cancel the running job that the steward has named on the board, if it runs beside others."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 
 import pytest
 
@@ -24,7 +25,7 @@ def finish(rig: Rig) -> None:
 
 @pytest.mark.parametrize("how", ["exit", "interrupt", "stop"])
 def test_a_job_that_ends_the_loop_from_within_a_task_of_its_own_ends_nobody_else(rig: Rig, how: str) -> None:
-    """asyncio lets SystemExit and KeyboardInterrupt of any task out of the loop, and `loop.stop()` ends it."""
+    """asyncio lets SystemExit and KeyboardInterrupt of any task out of the loop; `loop.stop()` ends it."""
 
     async def inner() -> None:
         if how == "exit":
@@ -83,4 +84,27 @@ def test_jobs_that_are_cut_off_by_the_end_of_their_worker_are_not_charged(
         handle.result(timeout=5)
         told = rig.told(handle)
         assert told.get("attempts", 1) == 1 and "crashes" not in told
+    finish(rig)
+
+
+# ------------------------------------------------------------------ outcomes that found no room
+
+
+def test_an_outcome_that_found_no_room_is_told_while_its_neighbours_run_on(rig: Rig) -> None:
+    """Twenty results of 60 KiB at once do not fit in half the outcome area: each is told in time all the same."""
+
+    @rig.app.task("BIG")
+    async def big(n: int) -> str | None:
+        if n == 0:
+            await asyncio.sleep(6)
+            return None
+        await asyncio.sleep(0.5)
+        return "x" * 60_000
+
+    rig.worker()
+    rig.frame("BIG", [{"n": n} for n in range(21)])
+    began = time.monotonic()
+    wait_until(lambda: rig.stats().get("completed", 0) >= 20, 5, "all but the slow one are told")
+    assert time.monotonic() - began < 4
+    rig.wait_ended()
     finish(rig)
