@@ -91,7 +91,7 @@ def test_jobs_that_are_cut_off_by_the_end_of_their_worker_are_not_charged(
 
 
 def test_an_outcome_that_found_no_room_is_told_while_its_neighbours_run_on(rig: Rig) -> None:
-    """Twenty results of 60 KiB at once do not fit in half the outcome area: each is told in time all the same."""
+    """Twenty results of 60 KiB at once do not fit in half the outcome area; each is told in time."""
 
     @rig.app.task("BIG")
     async def big(n: int) -> str | None:
