@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.waiting import wait_until
 from tests.support.worker import Rig
+from tqe import codec
+from tqe.job import IDS
 
 
 def finish(rig: Rig) -> None:
@@ -108,3 +110,33 @@ def test_an_outcome_that_found_no_room_is_told_while_its_neighbours_run_on(rig: 
     assert time.monotonic() - began < 4
     rig.wait_ended()
     finish(rig)
+
+
+# ------------------------------------------------------------------ what a foreign producer writes
+
+
+def test_options_that_make_no_sense_end_their_job_and_not_the_worker(rig: Rig) -> None:
+    """The CRC holds, so the frame is what its sender meant. If it ended the worker, it would come back for
+    ever and be charged never, since its job had not started."""
+
+    @rig.app.task("A")
+    def a() -> None: ...
+
+    worker = rig.worker()
+    odd = [b"no JSON", b"[1]", b'{"timeout_ms":"1"}', b'{"max_retries":"x"}', b'{"expires_ms":-1e30}']
+    for options in odd:
+        for own in (options, b""):
+            frame = codec.pack(
+                [(b"A", b"{}", own, False)],
+                frame_id=IDS.frame_id(),
+                lane="normal",
+                tracked=False,
+                options=b"" if own else options,
+            )
+            rig.redis.rpush(rig.keys.queue("normal"), frame)
+            rig.redis.hincrby(rig.keys.depth, "normal", 1)
+    rig.submit("A").result(timeout=5)
+    rig.wait_held()
+    assert worker.running, worker.told()
+    ended = rig.redis.hlen(rig.keys.dlq) + rig.redis.llen(rig.keys.quarantine)
+    assert (ended, rig.stats()["completed"]) == (2 * len(odd), 1)
