@@ -5,6 +5,7 @@ import contextvars
 import gc
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import groupby
@@ -918,6 +919,56 @@ def test_the_lease_may_end_while_many_coroutines_start(rig: Rig) -> None:
 class Callable2:
     async def __call__(self, k: int) -> int:
         return k * 2
+
+
+class Result:
+    """No JSON, and known by name."""
+
+
+def test_nothing_of_what_ran_stays_in_memory(rig: Rig) -> None:
+    async def task(k: int) -> Any:
+        await Parked()
+        if k:
+            raise ValueError
+        return Result()
+
+    def plain(k: int) -> Any:
+        if k:
+            raise ValueError
+        return Result()
+
+    rig.task(task, "ASYNC")
+    rig.task(plain, "PLAIN")
+    runner = rig.runner(on_failure=lambda *_: None, on_result=lambda *_: None)
+    kinds = ("AsyncJob", "Lease", "Token", "coroutine", "ValueError", "traceback", "Result")
+
+    def live() -> dict[str, int]:
+        gc.collect()
+        counts = Counter(type(one).__name__ for one in gc.get_objects())
+        return {kind: counts[kind] for kind in kinds}
+
+    def life() -> None:
+        beside = Beside(runner)
+        beside.failed = SkipList()
+        payloads = [b'{"k":0}', b'{"k":1}', b'{"k":"x"}']
+        leases = [rig.lease([job(name, payload) for payload in payloads]) for name in ("PLAIN", "ASYNC")]
+        assert runner.run(leases, 0, SECOND)[0] == hot.RUN_ENDED
+        for one in beside.spawned:
+            contextvars.Context().run(end, one)
+        rig.slot.close_rows(leases)
+
+    life()
+    before = live()
+    for _ in range(50):
+        life()
+    after = live()
+    assert all(after[kind] < before[kind] + 10 for kind in kinds), (before, after)
+
+
+class SkipList(list[Any]):
+    """Forgets what is appended."""
+
+    def append(self, _: Any) -> None: ...
 
 
 def test_any_awaitable_will_do(rig: Rig) -> None:
