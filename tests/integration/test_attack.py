@@ -7,11 +7,15 @@ import sys
 import time
 
 import pytest
+import redis
 
+from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.worker import Rig
 from tqe import codec
+from tqe.errors import ScriptError
 from tqe.job import IDS
+from tqe.store import wire
 
 
 def finish(rig: Rig) -> None:
@@ -140,3 +144,22 @@ def test_options_that_make_no_sense_end_their_job_and_not_the_worker(rig: Rig) -
     assert worker.running, worker.told()
     ended = rig.redis.hlen(rig.keys.dlq) + rig.redis.llen(rig.keys.quarantine)
     assert (ended, rig.stats()["completed"]) == (2 * len(odd), 1)
+
+
+# ------------------------------------------------------------------ Redis that accepts and then says no
+
+
+def test_a_connection_that_is_refused_at_the_greeting_is_closed(
+    redis_server: RedisServer, redis_client: redis.Redis
+) -> None:
+    """A worker tries each second for as long as it takes. Connections left open would use up its files, and
+    then it could not come back when Redis does."""
+
+    async def refused(times: int) -> None:
+        url = redis_server.url + ("&" if "?" in redis_server.url else "?") + "db=9999"
+        for _ in range(times):
+            with pytest.raises(ScriptError, match="DB index"):
+                await wire.connect(url, timeout_ms=2_000)
+        await asyncio.to_thread(wait_until, lambda: len(redis_client.client_list()) <= 2, 5, "all are closed")
+
+    asyncio.run(refused(5))
