@@ -91,6 +91,40 @@ def test_a_replay_learns_of_a_job_when_it_has_completed_in_that_replay(kind: str
     assert any(seen[j][1] != changed[j][1] for j in seen if seen[j][0] >= end_s)
 
 
+@pytest.mark.parametrize("kind", ["type_mean", "hierarchical_mean"])
+def test_a_replay_knows_exactly_what_has_completed(kind: str) -> None:
+    trace = made.trace(500)
+    walk = Walk(trace.part(0, 200), Columns(schema_of(trace.part(0, 200))))
+    test = trace.part(200, 500)
+    arrive_s = stretched(test.submit_s, test.duration_s, 2, 1.1)
+    heard: list[tuple[str, float]] = []
+
+    class Spy(Learner):
+        def _learn(self, keys: list[object], duration_s: float) -> None:
+            heard.append((str(keys[0]), duration_s))
+            super()._learn(keys, duration_s)
+
+    learner = Spy(test, [walk.columns.keys(f) for f in test.facts], walk, kind)
+    counts: list[tuple[float, list[tuple[str, float]]]] = []
+
+    def predict(job: int, now_s: float) -> float | None:
+        found = learner.predict(job, now_s)
+        counts.append((now_s, sorted(heard)))
+        return found
+
+    policy = Ordered(predict, mode="sjf", scale_s=1.0, servers=2, on_completed=learner.completed)
+    start_s = replay(arrive_s, test.duration_s, 2, policy)
+    assert len(counts) > 100
+    for now_s, known in counts[::7]:
+        done = [
+            (test.facts[j].type, s)
+            for j, (at, s) in enumerate(zip(start_s, test.duration_s, strict=True))
+            if at + s <= now_s
+        ]
+        late = [(str(keys[0]), s) for end_s, keys, s in walk.late if end_s <= now_s]
+        assert known == sorted(done + late)
+
+
 # --- history ---
 
 

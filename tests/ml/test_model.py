@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 from tests.ml.conftest import AT, Published
 from tqe.ml import ModelError, canary, model, trainer
 from tqe.ml.score import Booster
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -44,6 +48,21 @@ def test_the_same_trace_gives_the_same_bytes(published: Published, tmp_path: Pat
     for name in (model.MODEL, model.HISTORY, model.MANIFEST):
         assert (again / name).read_bytes() == (published.path / name).read_bytes()
     assert model.versions(tmp_path) == [again]
+
+
+def test_another_process_makes_the_same_bytes(published: Published, tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from tests.ml import made
+from tests.ml.conftest import AT
+from tqe.ml import trainer
+trainer.publish(made.trace({len(published.trace)}), Path({str(tmp_path)!r}), servers=4, trained_at=AT)
+"""
+    env = os.environ | {"PYTHONHASHSEED": "4711"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=50, env=env, cwd=ROOT)
+    (again,) = model.versions(tmp_path)
+    for name in (model.MODEL, model.HISTORY, model.MANIFEST):
+        assert (again / name).read_bytes() == (published.path / name).read_bytes()
 
 
 def test_another_trace_gives_another_model(published: Published, tmp_path: Path) -> None:

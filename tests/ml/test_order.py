@@ -202,6 +202,44 @@ def test_the_mechanism_gains_what_the_oracle_gains(load: float) -> None:
     assert share(merge_by_bound=False) < 0.66
 
 
+@pytest.mark.parametrize("mode", ["bounded", "sjf"])
+def test_the_mechanism_reaches_the_order_of_the_rule(mode: Mode) -> None:
+    """Without delays a worker runs only what no job left in the lane precedes."""
+    arrive_s, duration_s = jobs(12, 1500, 1.0)
+    bound_s = SJF_BOUND_S if mode == "sjf" else 30.0
+    boosts = [boost_s(mode, s, scale_s=3.0, bound_s=bound_s) for s in duration_s]
+    outcome = mechanism(
+        arrive_s,
+        duration_s,
+        Mechanics(servers=3, bound_s=bound_s, round_trip_s=0.0, score_job_s=0.0, quantum_s=0.0),
+        boost=lambda job, now_s: boosts[job],
+        predicted_s=lambda job: duration_s[job],
+    )
+    rule = replay(arrive_s, duration_s, 3, Boosted(boosts))
+    same = sum(a == b for a, b in zip(outcome.start_s, rule, strict=True))
+    assert same > 0.99 * len(rule)
+
+
+def test_a_poisoned_model_cannot_raise_its_own_bound() -> None:
+    arrive_s, duration_s = jobs(4, load=0.9)
+    mean_s = sum(duration_s) / len(duration_s)
+
+    def greatest(predicted_s: float) -> float:
+        bound = Bound(factor=2.0)
+        policy = Ordered(
+            lambda job, now_s: predicted_s,
+            mode="bounded",
+            scale_s=mean_s,
+            servers=3,
+            bound=bound,
+            work=lambda job: mean_s,
+        )
+        replay(arrive_s, duration_s, 3, policy)
+        return bound.greatest_s
+
+    assert 0 < greatest(1e6) < 1.2 * greatest(mean_s)
+
+
 def test_fifo_is_the_mechanism_without_a_bound() -> None:
     arrive_s, duration_s = jobs(5, load=0.9)
     outcome = mechanism(

@@ -69,9 +69,32 @@ def test_a_win_on_one_block_alone_is_no_win() -> None:
     trace = made.trace(2000)
     exact = list(trace.duration_s)
     half = len(exact) // 2
-    worse = [*exact[:half], *(1.0 / s for s in exact[half:])]
-    verdict = gate.choose(trace.submit_s, exact, {"model": worse}, servers=4, scale_s=1.0)
+    later = [1.0 / s if i % 3 else s for i, s in enumerate(exact[half:])]
+    verdict = gate.choose(trace.submit_s, exact, {"model": [*exact[:half], *later]}, servers=4, scale_s=1.0)
+    gains = [1.0 - block["model"] / block["fifo"] for block in verdict.blocks]
+    assert gains[0] > 0.1 and gains[1] < -gate.GAIN_MIN and sum(gains) / 2 > gate.GAIN_MIN
     assert verdict.chosen == "fifo"
+
+
+@pytest.mark.parametrize("allowance", ["P95_MAX", "P99_MAX", "WORST_MAX"])
+def test_each_allowance_of_the_tail_limits_t(monkeypatch: pytest.MonkeyPatch, allowance: str) -> None:
+    trace = made.trace(2000)
+    exact = list(trace.duration_s)
+
+    def factor() -> float:
+        return gate.choose_bound(trace.submit_s, exact, exact, exact, servers=4, scale_s=1.0).bound_factor
+
+    assert factor() > 0
+    monkeypatch.setattr(gate, allowance, -10.0)
+    assert factor() == 0.0
+
+
+def test_one_lucky_t_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {2.0: 0.3, 1.5: 0.2, 1.25: 0.1, 1.0: 0.05}
+    monkeypatch.setattr(gate, "_gain", lambda spans, factor, scale_s: kept.get(factor))
+    trace = made.trace(1000)
+    columns = (trace.submit_s, trace.duration_s, trace.duration_s, trace.duration_s)
+    assert gate.choose_bound(*columns, servers=4, scale_s=1.0).bound_factor == 1.5
 
 
 def test_a_trace_of_nothing_but_the_same_moment_can_be_judged() -> None:
