@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -13,7 +15,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.worker import Rig
 from tqe import codec
-from tqe.errors import ScriptError
+from tqe.errors import JobFailed, ScriptError
 from tqe.job import IDS
 from tqe.store import wire
 
@@ -163,3 +165,46 @@ def test_a_connection_that_is_refused_at_the_greeting_is_closed(
         await asyncio.to_thread(wait_until, lambda: len(redis_client.client_list()) <= 2, 5, "all are closed")
 
     asyncio.run(refused(5))
+
+
+# ------------------------------------------------------------------ hard limits beside others
+
+
+@pytest.mark.parametrize("kind", ["HANGS", "SWALLOWS"])
+def test_a_hard_limit_holds_beside_others_too(rig_of: Callable[..., Rig], kind: str) -> None:
+    """A soft limit does not reach a helper thread in a call that blocks, and a coroutine may swallow it.
+    Without an end of the process the one would keep the helper, the other its slot, for ever."""
+    rig = rig_of(hard_after_ms=300)
+
+    @rig.app.task("HANGS", timeout=0.2, max_retries=0)
+    def hangs() -> None:
+        rig.journal("began", "HANGS")
+        time.sleep(30)
+
+    @rig.app.task("SWALLOWS", timeout=0.2, max_retries=0)
+    async def swallows() -> None:
+        rig.journal("began", "SWALLOWS")
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(30)
+
+    @rig.app.task("NEIGHBOUR", max_retries=0)
+    async def neighbour() -> None:
+        rig.journal("began", "NEIGHBOUR")
+        await asyncio.sleep(30 if rig.journal.count("began")["NEIGHBOUR"] == 1 else 0)
+
+    rig.steward()
+    worker = rig.worker()
+    beside = rig.submit("NEIGHBOUR")
+    wait_until(lambda: rig.journal.count("began")["NEIGHBOUR"], 5, "the neighbour runs")
+    one = rig.submit(kind)
+    worker.wait(timeout=5)
+    worker.bury()
+    with pytest.raises(JobFailed, match="hard"):
+        one.result(timeout=5)
+    rig.worker()
+    beside.result(timeout=5)
+    assert rig.told(beside).get("attempts", 1) == 1 and "crashes" not in rig.told(beside)
+    assert "crashes" not in rig.told(one) or rig.told(one)["crashes"] == 0
+    assert rig.journal.count("began")[kind] == 1
+    finish(rig)
