@@ -249,6 +249,16 @@ def test_a_value_that_is_no_number_in_a_column_falls_to_the_mean(published: Publ
     assert values[0] is not None and found.fallbacks["library"] == 1
 
 
+def test_the_mean_per_type_is_a_chain_of_one(published: Published) -> None:
+    files = model.read(published.path)
+    columns = Columns(files.manifest.schema)
+    whole = Scorer(columns, files.history, time=FakeClock())
+    short = Scorer(columns, files.history, chain=1, time=FakeClock())
+    same, other = (Facts("A", fields={"user": user, "size": 1.0}) for user in ("ann", "bob"))
+    assert whole.score([same]) != whole.score([other])
+    assert short.score([same]) == short.score([other]) == [files.history.hierarchical_mean(["A"], 1)]
+
+
 def test_an_empty_history_knows_nothing(published: Published) -> None:
     from tqe.ml.history import History
 
