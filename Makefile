@@ -11,12 +11,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/pytest
 PYTEST_ARGS ?=
+PEERS_RESULT ?= bench/results/peers.json
 
 # The strict editable install links each file, so the list of files is part of what was installed.
 TREE := $(shell find engine ml lua -type f '(' -name '*.py' -o -name '*.pyi' -o -name '*.lua' -o -name py.typed ')' | sort)
 CYTHON := $(wildcard engine/*.pyx engine/*.pxi engine/*.pxd)
 
-.PHONY: install demo test bench lint stub campaign clean FORCE
+.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-ordering peers-table lint stub campaign clean FORCE
 
 install: $(VENV)/.built
 
@@ -42,8 +43,30 @@ $(VENV)/.built: $(VENV)/.deps $(VENV)/.tree setup.py $(CYTHON)
 demo: install
 	$(BIN)/tqe demo
 
+# BENCH_ARGS="drain singles --runs 7 --json FILE"
 bench: install
-	$(BIN)/tqe bench
+	$(BIN)/tqe bench $(BENCH_ARGS)
+
+# REV=HEAD~1, or REV=v1 AGAINST=v2
+bench-compare: install
+	@[ -n "$(REV)" ] || { echo "make bench-compare REV=COMMIT: the commit to compare the working tree with" >&2; exit 2; }
+	$(BIN)/python -m bench.compare $(REV) $(if $(AGAINST),--against $(AGAINST))
+
+# UPDATE=1 makes what was counted the committed figures
+bench-counts: install
+	$(BIN)/python -m bench.counts $(if $(UPDATE),--update)
+
+# PEERS="tqe celery", PEERS_ARGS="--scale 0.1 --rounds 1 --out FILE"
+bench-peers: install
+	$(BIN)/python -m bench.peers.run $(PEERS) --out $(PEERS_RESULT) $(PEERS_ARGS)
+	$(BIN)/python -m bench.peers.table $(PEERS_RESULT)
+
+peers-table: install
+	$(BIN)/python -m bench.peers.table $(PEERS_RESULT) --write README.md
+
+# TRACES=FOLDER of *.csv.gz and schema.json; without it, made traces
+bench-ordering: install
+	$(BIN)/python -m bench.ordering.run $(if $(TRACES),--traces $(TRACES))
 
 lint: install
 	$(BIN)/ruff check .

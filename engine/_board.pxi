@@ -97,6 +97,43 @@ def board_constants():
     }
 
 
+def records_of(board, Py_ssize_t start):
+    """Records of the outcome half that begins there, in the order in which they were written, up to the first unwritten one.
+
+    [(row, index, status, delay_ms, started_ms, finished_ms, error, result)]
+    """
+    cdef const unsigned char[::1] view = board
+    cdef const char *p
+    cdef Py_ssize_t at = 0
+    cdef unsigned int length, row, delay_ms, error_n, result_n
+    cdef unsigned short index
+    cdef unsigned long long started_ms, finished_ms
+    cdef list found = []
+    if start < 0 or start % 8 or view.shape[0] - start < HALF_BYTES:
+        raise ValueError("the board is too small for this half")
+    p = <const char *>&view[0] + start
+    while at <= HALF_BYTES - RECORD_HEADER_BYTES:
+        memcpy(&length, p + at, 4)
+        if length < RECORD_HEADER_BYTES or length > HALF_BYTES - at:
+            break
+        memcpy(&row, p + at + 4, 4)
+        memcpy(&index, p + at + 8, 2)
+        memcpy(&delay_ms, p + at + 12, 4)
+        memcpy(&started_ms, p + at + 16, 8)
+        memcpy(&finished_ms, p + at + 24, 8)
+        memcpy(&error_n, p + at + 32, 4)
+        memcpy(&result_n, p + at + 36, 4)
+        if error_n > length or result_n > length or error_n + result_n > length - RECORD_HEADER_BYTES:
+            break
+        found.append((
+            row, index, <unsigned char>p[at + 10], delay_ms, started_ms, finished_ms,
+            PyBytes_FromStringAndSize(p + at + RECORD_HEADER_BYTES, error_n),
+            PyBytes_FromStringAndSize(p + at + RECORD_HEADER_BYTES + error_n, result_n),
+        ))
+        at += length
+    return found
+
+
 @cython.final
 cdef class Slot:
     """A worker's own slot: it alone writes rows, states and records; the steward reads them when the worker is dead."""

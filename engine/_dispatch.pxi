@@ -133,6 +133,7 @@ cdef class Lease:
     """A frame that this worker holds: where the walk stands, and its row on the board."""
 
     cdef readonly bytes frame
+    cdef Slot _slot  # keeps the memory of _state
     cdef FrameHead _head
     cdef readonly int row
     cdef readonly int rank
@@ -165,6 +166,7 @@ cdef class Lease:
                 raise DamagedFrame("the options of the frame are no JSON object") from e
         self.row = slot._take_row(<const char *>self._head.data + AT_ID, self._head.base, self._head.n, self._head.run)
         self.frame = frame
+        self._slot = slot
         self.rank = rank
         self.next = self._head.base
         self.stop = self._head.base + self._head.n
@@ -327,6 +329,113 @@ cdef bint same_lane(str lane, FrameHead *head):
     return len(lane) == head.lane_bytes and lane.encode() == PyBytes_FromStringAndSize(<const char *>head.data + AT_LANE, head.lane_bytes)
 
 
+# What a worker's Hold and Settler do with leases by the hundred: frames of one cost as much here as their jobs.
+
+
+def hold_all(list leases not None, dict by_row not None, list ready not None, double per_job_ns):
+    """Take in leases that all have jobs to start; `ready` has a list a rank. Returns (bytes, predicted ns) that they add."""
+    cdef Lease lease
+    cdef Py_ssize_t size = 0
+    cdef double ns = 0
+    cdef list rank = None
+    cdef int number = -1
+    for lease in leases:
+        by_row[lease.row] = lease
+        size += lease._head.size
+        lease.predicted_ns = per_job_ns * lease._head.n
+        ns += lease.predicted_ns
+        if lease.rank != number:
+            number = lease.rank
+            rank = ready[number]
+        rank.append(lease)
+    return size, ns
+
+
+def start_all(list leases not None, int at, int end, list ended not None):
+    """All jobs of leases[at:end] have been started: take them out; those of which nothing runs have ended. Returns the predicted
+    ns that are no longer ahead."""
+    cdef Lease lease
+    cdef double ns = 0
+    cdef int k
+    for k in range(at, end):
+        lease = leases[k]
+        ns += lease.predicted_ns
+        lease.predicted_ns = 0
+        if lease.running == 0:
+            ended.append(lease)
+    del leases[at:end]
+    return ns
+
+
+def still_held(list leases not None, dict by_row not None):
+    """The leases that are held, each once: ([those with claims], [those without, which wait to be released])."""
+    cdef Lease lease
+    cdef set seen = set()
+    cdef list claimed = []
+    cdef list rest = []
+    for lease in leases:
+        if by_row.get(lease.row) is lease and lease.row not in seen:
+            seen.add(lease.row)
+            (claimed if lease.claims else rest).append(lease)
+    return claimed, rest
+
+
+def close_all(list leases not None, dict by_row not None, Slot slot not None):
+    """These are settled whole: free their rows. Returns the bytes that they held."""
+    cdef Lease lease
+    cdef Py_ssize_t size = 0
+    for lease in leases:
+        lease.claims = []
+        if by_row.get(lease.row) is lease:
+            del by_row[lease.row]
+            size += lease._head.size
+            slot.close_row(lease.row)
+    return size
+
+
+def names_of(list leases not None):
+    """Names of the leases as fetched."""
+    cdef Lease lease
+    return [PyBytes_FromStringAndSize(<const char *>lease._head.data + AT_ID, F_LEASE) for lease in leases]
+
+
+def rows_of(list leases not None):
+    """Rows of the leases."""
+    cdef Lease lease
+    return [lease.row for lease in leases]
+
+
+def waited(list leases not None, dict entries not None, long long now_us):
+    """Account how long these waited in their lane, under the type of their next job."""
+    cdef Lease lease
+    cdef Entry entry = None
+    cdef const unsigned char *p
+    for lease in leases:
+        if lease.next >= lease.stop:
+            continue
+        p = lease._pos
+        if entry is None or PyBytes_GET_SIZE(entry.key) != p[0] or memcmp(PyBytes_AS_STRING(entry.key), p + 1, p[0]) != 0:
+            entry = entries.get(PyBytes_FromStringAndSize(<const char *>p + 1, p[0]))
+        if entry is not None:
+            entry.waited(lease.stop - lease.next, max(0, now_us - lease._head.enqueued_us))
+
+
+def types_of(list leases not None):
+    """The types of the leases' jobs, each once, or None if a frame mixes types."""
+    cdef set found = set()
+    cdef const unsigned char *known = NULL
+    cdef const unsigned char *p
+    cdef Lease lease
+    for lease in leases:
+        if lease._head.type_runs != 1:
+            return None
+        p = lease._head.data + F_HEADER + lease._head.options_bytes
+        if known == NULL or p[0] != known[0] or memcmp(p, known, 1 + known[0]) != 0:
+            found.add(PyBytes_FromStringAndSize(<const char *>p + 1, p[0]))
+            known = p
+    return found
+
+
 def plain_done(list leases not None):
     """Split leases that have ended: ({(bucket second, bucket char, snapshot): [Lease]}, [the others]).
 
@@ -350,6 +459,31 @@ def plain_done(list leases not None):
                 group = groups[key] = []
         group.append(lease)
         lease.settling = True
+    return groups, others
+
+
+def recorded_ones(list leases not None):
+    """The same of frames of one whose job has a record, at its first try: its result, if it completed.
+
+    Whoever settles them must look at the record: ({key as above: [Lease]}, [the others]).
+    """
+    cdef dict groups = {}
+    cdef list others = []
+    cdef list group = None
+    cdef Lease lease
+    cdef Lease first = None
+    for lease in leases:
+        if (lease._head.total != 1 or lease.settling or len(lease.claims) != 1 or lease._state[0] != JOB_RECORDED
+                or lease._head.attempts or lease._head.crashes or not lease._head.flags & FLAG_TRACKED):
+            others.append(lease)
+            continue
+        if first is None or not alike(first, lease):
+            first = lease
+            key = done_key(lease)
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = []
+        group.append(lease)
     return groups, others
 
 
@@ -496,7 +630,7 @@ cdef class Runner:
             return _LEASE_END, head, 0
         try:
             while at < len(leases):
-                lease = <Lease>leases[at]
+                lease = leases[at]
                 start = lease.next
                 try:
                     code = self._walk(lease)

@@ -134,6 +134,7 @@ cdef struct FrameHead:
     int options_bytes
     int64_t boost_us
     int64_t enqueued_us
+    int type_runs  # neighbours of one type count once; set by frame_body
     const unsigned char *data
     Py_ssize_t size
 
@@ -298,6 +299,7 @@ cdef int frame_body(FrameHead *h, unsigned int *starts) noexcept nogil:
     cdef int known_bytes = 0
     cdef JobRef job
     cdef int i
+    h.type_runs = 0
     for i in range(h.n):
         if starts != NULL:
             starts[i] = <unsigned int>(p - h.data)
@@ -310,6 +312,7 @@ cdef int frame_body(FrameHead *h, unsigned int *starts) noexcept nogil:
                 return FAULT_TYPE
             known = job.type
             known_bytes = job.type_bytes
+            h.type_runs += 1
     if starts != NULL:
         starts[h.n] = <unsigned int>(p - h.data)
     return SOUND if p == end else FAULT_BODY

@@ -108,6 +108,31 @@ _RECORD: Final = struct.Struct("<IHBBIQQII")  # without the length word, which g
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
+def records_of(board: Any, start: int) -> list[tuple[int, int, int, int, int, int, bytes, bytes]]:
+    """Records of the outcome half that begins there, in the order in which they were written, up to the first
+    unwritten one: [(row, index, status, delay_ms, started_ms, finished_ms, error, result)]."""
+    half = memoryview(board).cast("B")[start : start + HALF_BYTES]
+    if start < 0 or start % 8 or len(half) < HALF_BYTES:
+        raise ValueError("the board is too small for this half")
+    found = []
+    at = 0
+    while at <= HALF_BYTES - RECORD_HEADER_BYTES:
+        (length,) = _LENGTH.unpack_from(half, at)
+        if not RECORD_HEADER_BYTES <= length <= HALF_BYTES - at:
+            break
+        row, index, status, _, delay_ms, started_ms, finished_ms, error_n, result_n = _RECORD.unpack_from(
+            half, at + 4
+        )
+        if error_n + result_n > length - RECORD_HEADER_BYTES:
+            break
+        body = at + RECORD_HEADER_BYTES
+        error = bytes(half[body : body + error_n])
+        result = bytes(half[body + error_n : body + error_n + result_n])
+        found.append((row, index, status, delay_ms, started_ms, finished_ms, error, result))
+        at += length
+    return found
+
+
 def board_constants() -> dict[str, int]:
     """The layout by name; tests compare it with tqe.board.layout."""
     return {name: globals()[name] for name in _NAMES}
@@ -521,6 +546,10 @@ class Lease:
         """(index, type, payload as stored, options, zstd)."""
         return self._jobs[index - self.header.base]
 
+    def first_state(self) -> int:
+        """State byte of its first job."""
+        return int(self._slot.bytes[self._states])
+
     def mark(self, index: int, state: int) -> None:
         """Write the state of one job."""
         self._slot.bytes[self._states + index - self.header.base] = state
@@ -549,6 +578,74 @@ def admit(
     return leases, jobs, odd
 
 
+def hold_all(
+    leases: list[Lease], by_row: dict[int, Lease], ready: list[list[Lease]], per_job_ns: float
+) -> tuple[int, float]:
+    """Take in leases that all have jobs to start; `ready` has a list a rank. Returns (bytes, predicted ns)
+    that they add."""
+    for lease in leases:
+        by_row[lease.row] = lease
+        lease.predicted_ns = per_job_ns * lease.n
+        ready[lease.rank].append(lease)
+    return sum(len(lease.frame) for lease in leases), sum(lease.predicted_ns for lease in leases)
+
+
+def start_all(leases: list[Lease], at: int, end: int, ended: list[Lease]) -> float:
+    """All jobs of leases[at:end] have been started: take them out; those of which nothing runs have ended.
+    Returns the predicted ns that are no longer ahead."""
+    started = leases[at:end]
+    ns = sum(lease.predicted_ns for lease in started)
+    for lease in started:
+        lease.predicted_ns = 0.0
+    ended += [lease for lease in started if not lease.running]
+    del leases[at:end]
+    return ns
+
+
+def still_held(leases: list[Lease], by_row: dict[int, Lease]) -> tuple[list[Lease], list[Lease]]:
+    """The leases that are held, each once: ([those with claims], [those without, which wait to be
+    released])."""
+    held = list({lease.row: lease for lease in leases if by_row.get(lease.row) is lease}.values())
+    return [lease for lease in held if lease.claims], [lease for lease in held if not lease.claims]
+
+
+def close_all(leases: list[Lease], by_row: dict[int, Lease], slot: Slot) -> int:
+    """These are settled whole: free their rows. Returns the bytes that they held."""
+    size = 0
+    for lease in leases:
+        lease.claims = []
+        if by_row.get(lease.row) is lease:
+            del by_row[lease.row]
+            size += len(lease.frame)
+            slot.close_row(lease.row)
+    return size
+
+
+def names_of(leases: list[Lease]) -> list[bytes]:
+    """Names of the leases as fetched."""
+    return [lease.name for lease in leases]
+
+
+def rows_of(leases: list[Lease]) -> list[int]:
+    """Rows of the leases."""
+    return [lease.row for lease in leases]
+
+
+def waited(leases: list[Lease], entries: dict[bytes, Entry], now_us: int) -> None:
+    """Account how long these waited in their lane, under the type of their next job."""
+    for lease in leases:
+        if lease.next < lease.stop:
+            entry = entries.get(lease.next_type())
+            if entry is not None:
+                entry.waited(lease.stop - lease.next, max(0, now_us - lease.enqueued_us))
+
+
+def types_of(leases: list[Lease]) -> set[bytes] | None:
+    """The types of the leases' jobs, each once, or None if a frame mixes types."""
+    runs = [_types(lease.frame) for lease in leases]
+    return None if any(";" in run for run in runs) else {run.rpartition("*")[0].encode() for run in runs}
+
+
 def plain_done(
     leases: list[Lease],
 ) -> tuple[dict[tuple[int, str, bytes], list[Lease]], list[Lease]]:
@@ -565,6 +662,25 @@ def plain_done(
             continue
         groups.setdefault(_done_key(lease), []).append(lease)
         lease.settling = True
+    return groups, others
+
+
+def recorded_ones(
+    leases: list[Lease],
+) -> tuple[dict[tuple[int, str, bytes], list[Lease]], list[Lease]]:
+    """The same of frames of one whose job has a record, at its first try: its result, if it completed.
+
+    Whoever settles them must look at the record: ({key as above: [Lease]}, [the others]).
+    """
+    groups: dict[tuple[int, str, bytes], list[Lease]] = {}
+    others: list[Lease] = []
+    for lease in leases:
+        head = lease.header
+        whole = head.total == 1 and lease.tracked and len(lease.claims) == 1 and not lease.settling
+        if whole and not (head.attempts or head.crashes) and lease.first_state() == JOB_RECORDED:
+            groups.setdefault(_done_key(lease), []).append(lease)
+        else:
+            others.append(lease)
     return groups, others
 
 

@@ -158,7 +158,7 @@ def _rows(
                 fields: dict[str, Value] = {name: line[name] or None for name in categorical}
                 for name in numeric:
                     value = number(line[name])
-                    fields[name] = None if value != value else value
+                    fields[name] = value if math.isfinite(value) else None
                 facts = Facts(type=line[key] if key else "", at_s=t0_s + submit_s, fields=fields)
                 yield Record(facts, submit_s, number(line[target]))
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as e:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from tqe.ml import need
 from tqe.ml.order import Bound, boost_s
 from tqe.ml.predict import Ordered
-from tqe.ml.simulate import Boosted, Fifo, Fixed, replay, stretched
+from tqe.ml.simulate import Boosted, Fifo, Fixed, fifo_wait_s, replay, stretched
 
 Choice = str  # model, hierarchical_mean, type_mean, fifo
 
@@ -22,6 +22,7 @@ GAIN_MIN: Final = 0.01  # of FIFO's mean: what is won by less is not worth a mov
 BLOCKS: Final = 2
 BLOCK_JOBS_MIN: Final = 200
 BLOCK_JOBS_MAX: Final = 20_000
+TAIL_JOBS_MIN: Final = 1_000  # a percentile of fewer is mostly noise
 LOAD: Final = 0.9
 
 # What the bounded mode may cost the tail, as shares of FIFO's figures.
@@ -29,25 +30,22 @@ P95_MAX: Final = 0.03
 P99_MAX: Final = 0.08
 WORST_MAX: Final = 0.25
 # The next days are not the last ones: on past blocks only these shares of the allowances may be used.
-MARGIN: Final = 0.6
+P95_MARGIN: Final = 0.4  # the smallest allowance is the one nearest to noise
+P99_MARGIN: Final = 0.6
 WORST_MARGIN: Final = 0.8  # the worst job's delay is bounded by T itself and moves less
-BOUND_LOADS: Final = (0.7, 0.85, 0.95)
-# m in mean durations -> T in mean FIFO waits, from the boldest. Half the mean is tried first: it prefers the
-# jobs that take little from those that they overtake, and wins more at the same tail. Bolder settings than
-# these pass on some blocks by luck and fail on the next.
+# T in mean FIFO waits, from the boldest. Bolder ones than these pass on some blocks by luck and fail on the
+# next.
+BOUND_FACTORS: Final = (2.25, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25, 0.1)
+# m in mean durations. Half the mean prefers the jobs that take little from those that they overtake: it wins
+# as much as the whole mean at the same p99, and costs the worst job half as much.
 SCALE: Final = 0.5
-SETTINGS: Final[Mapping[float, Sequence[float]]] = {
-    SCALE: (2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25),
-    1.0: (2.0, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundChoice:
-    """T as a multiple of the mean FIFO wait and m as a multiple of the mean duration; 0, 0 is FIFO."""
+    """T as a multiple of the mean FIFO wait; 0 is FIFO."""
 
     bound_factor: float
-    scale_factor: float
     gain: float = 0.0  # share of FIFO's mean, over the blocks
     reason: str = ""
 
@@ -105,9 +103,9 @@ def choose(
     return Verdict(chosen=chosen, reason="; ".join(said), means_s=means_s, blocks=blocks)
 
 
-def blocks_of(jobs: int) -> list[tuple[int, int]]:
+def blocks_of(jobs: int, jobs_min: int = BLOCK_JOBS_MIN) -> list[tuple[int, int]]:
     """Equal spans of the most recent jobs."""
-    count = min(BLOCKS, jobs // BLOCK_JOBS_MIN)
+    count = min(BLOCKS, jobs // jobs_min)
     if not count:
         return []
     size = min(jobs // count, BLOCK_JOBS_MAX)
@@ -143,35 +141,46 @@ def choose_bound(
     submit_s: Sequence[float],
     duration_s: Sequence[float],
     predicted_s: Sequence[float],
+    work_s: Sequence[float],
     *,
     servers: int,
-    mean_s: float,
+    scale_s: float,
+    loads: Sequence[float | None] = (LOAD,),
 ) -> BoundChoice:
-    """The T and m of the greatest gain that kept the tail, with a margin, on every block and load."""
-    blocks = blocks_of(len(submit_s))
+    """The greatest T that kept the tail, with a margin, on every block and load; 0, which is FIFO, if none
+    did. `work_s` are observed means, which size the backlog."""
+    blocks = blocks_of(len(submit_s), TAIL_JOBS_MIN) or blocks_of(len(submit_s))[-1:]
     if len(blocks) > 1:
         blocks.append((blocks[0][0], blocks[-1][1]))
     spans = [
-        _Span(submit_s, duration_s, predicted_s, span, servers, load)
+        _Span((submit_s, duration_s, predicted_s, work_s), span, servers, load)
         for span in blocks
-        for load in BOUND_LOADS
+        for load in loads
     ]
-    best = BoundChoice(bound_factor=0.0, scale_factor=0.0, reason="no bound kept the tail on every block")
-    for scale, factors in SETTINGS.items():
-        for factor in factors:
-            gains = []
-            for span in spans:
-                gain = span.gain(factor, scale * mean_s)
-                if gain is None:
-                    break
-                gains.append(gain)
-            if spans and len(gains) == len(spans):
-                gain = math.fsum(gains) / len(gains)
-                if gain > best.gain:
-                    reason = f"the tail kept to its allowance, with a margin, on {len(spans)} replays"
-                    best = BoundChoice(bound_factor=factor, scale_factor=scale, gain=gain, reason=reason)
-                break  # a smaller T gains less
-    return best
+    kept: tuple[float, float] | None = None
+    for factor in BOUND_FACTORS:
+        gain = _gain(spans, factor, scale_s)
+        if gain is None or gain <= 0:
+            kept = None
+        elif kept is None and factor > BOUND_FACTORS[-1]:
+            kept = factor, gain
+        else:
+            # The next smaller T keeps the tail as well: that was no luck.
+            factor, gain = kept or (factor, gain)
+            reason = f"the tail kept to its allowance, with a margin, on {len(spans)} replays"
+            return BoundChoice(bound_factor=factor, gain=gain, reason=reason)
+    return BoundChoice(bound_factor=0.0, reason="no bound kept the tail on every block")
+
+
+def _gain(spans: Sequence[_Span], factor: float, scale_s: float) -> float | None:
+    """Mean gain over the spans; None if the tail paid too much on one of them."""
+    gains: list[float] = []
+    for span in spans:
+        gain = span.gain(factor, scale_s)
+        if gain is None:
+            return None
+        gains.append(gain)
+    return math.fsum(gains) / len(gains) if gains else None
 
 
 class _Span:
@@ -179,20 +188,20 @@ class _Span:
 
     def __init__(
         self,
-        submit_s: Sequence[float],
-        duration_s: Sequence[float],
-        predicted_s: Sequence[float],
+        columns: tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]],
         span: tuple[int, int],
         servers: int,
-        load: float,
+        load: float | None,
     ) -> None:
         first, last = span
-        self._duration_s = duration_s[first:last]
-        self._predicted_s = predicted_s[first:last]
+        self._arrive_s, self._duration_s, self._predicted_s, self._work_s = (
+            column[first:last] for column in columns
+        )
         self._servers = servers
-        self._arrive_s = stretched(submit_s[first:last], self._duration_s, servers, load)
+        if load is not None:
+            self._arrive_s = stretched(self._arrive_s, self._duration_s, servers, load)
         self._fifo = self._figures(Fifo())
-        self._wait_s = max(0.0, self._fifo[0] - math.fsum(self._duration_s) / len(self._duration_s))
+        self._wait_s = fifo_wait_s(self._arrive_s, self._duration_s, servers)
 
     def _figures(self, policy: Any) -> tuple[float, float, float, float]:
         start_s = replay(self._arrive_s, self._duration_s, self._servers, policy)
@@ -208,10 +217,13 @@ class _Span:
                 scale_s=scale_s,
                 servers=self._servers,
                 bound=bound,
+                work=self._work_s.__getitem__,
             )
         )
         mean, p95, p99, worst = (ours / fifo - 1.0 for ours, fifo in zip(found, self._fifo, strict=True))
-        kept = p95 <= MARGIN * P95_MAX and p99 <= MARGIN * P99_MAX and worst <= WORST_MARGIN * WORST_MAX
+        kept = (
+            p95 <= P95_MARGIN * P95_MAX and p99 <= P99_MARGIN * P99_MAX and worst <= WORST_MARGIN * WORST_MAX
+        )
         return -mean if kept else None
 
 

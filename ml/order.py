@@ -44,7 +44,7 @@ def boost_us(mode: Mode, predicted_s: float | None, *, scale_s: float, bound_s: 
 
 
 class Bound:
-    """T for the bounded mode: a multiple of the mean wait under FIFO, kept up to date.
+    """T for the bounded mode: a multiple of the mean wait under FIFO of the jobs that wait, kept up to date.
 
     A job that enters a lane would wait, under FIFO, for about the backlog's work divided by the servers. That
     holds in every order, so T does not chase its own effect, as it would if it followed the waits that the
@@ -65,7 +65,7 @@ class Bound:
         self.greatest_s = 0.0  # the largest T ever handed out: what the promise is measured against
 
     def arrived(self, backlog_s: float) -> float:
-        """A job enters behind this much predicted work for each server. Returns T."""
+        """A job that must wait enters behind this much predicted work for each server. Returns T."""
         self._jobs = min(self._jobs + 1.0, max(self.MEMORY_JOBS, self._prior_jobs))
         if 0.0 <= backlog_s < math.inf:
             self._mean_s += (backlog_s - self._mean_s) / self._jobs

@@ -116,6 +116,7 @@ class Learner:
         heapify(self._late)
         self._late_jobs = before.late
         self._kind = kind
+        self._mean_s = 0.0
 
     def completed(self, job: int) -> None:
         self._learn(self._keys[job], self._trace.duration_s[job])
@@ -126,16 +127,21 @@ class Learner:
             self._learn(keys, duration_s)
         keys = self._keys[job]
         if self._types is not None:
-            return self._types.mean_s(keys[0])
+            self._mean_s = self._types.mean_s(keys[0])
+            return self._mean_s
         history = self._history
         if history is None or not history.jobs:
             return None
         if self._kind == "hierarchical_mean" or self._booster is None:
-            mean = history.hierarchical_mean(keys, self._columns.chain)
-            return None if mean is None else checked(mean, history.greatest_s)
-        mean, row = self._columns.row(self._trace.facts[job], keys, history)
+            self._mean_s = history.hierarchical_mean(keys, self._columns.chain) or 0.0
+            return checked(self._mean_s, history.greatest_s)
+        self._mean_s, row = self._columns.row(self._trace.facts[job], keys, history)
         ratio = self._booster.predict(array("d", row), 1)[0]
-        return checked(mean * ratio, history.greatest_s)
+        return checked(self._mean_s * ratio, history.greatest_s)
+
+    def work(self, job: int) -> float:
+        """What the backlog grew by with the job that was predicted last: an observed mean."""
+        return self._mean_s
 
     def _learn(self, keys: list[Any], duration_s: float) -> None:
         if self._types is not None:
@@ -145,7 +151,11 @@ class Learner:
 
 
 class Ordered:
-    """A policy for `replay`: the engine's rule over a predictor. With a bound it keeps T up to date."""
+    """A policy for `replay`: the engine's rule over a predictor. With a bound it keeps T up to date.
+
+    `work` sizes the backlog for T. It should come from observed means and not from the model: a poisoned
+    model that calls everything long would raise its own bound.
+    """
 
     def __init__(
         self,
@@ -155,6 +165,7 @@ class Ordered:
         scale_s: float,
         servers: int,
         bound: Bound | None = None,
+        work: Callable[[int], float] | None = None,
         on_completed: Callable[[int], None] | None = None,
     ) -> None:
         self._predict = predict
@@ -162,6 +173,7 @@ class Ordered:
         self._scale_s = scale_s
         self._servers = servers
         self._bound = bound
+        self._work = work
         self._on_completed = on_completed
         self._waiting_s: dict[int, float] = {}
         self._backlog_s = 0.0
@@ -171,7 +183,7 @@ class Ordered:
         bound_s = 0.0
         if self._bound is not None:
             bound_s = self._bound.arrived(self._backlog_s / self._servers)
-            work_s = self._scale_s if predicted_s is None else predicted_s
+            work_s = self._work(job) if self._work is not None else predicted_s or 0.0
             self._waiting_s[job] = work_s
             self._backlog_s += work_s
         return now_s - boost_s(self._mode, predicted_s, scale_s=self._scale_s, bound_s=bound_s)
@@ -180,8 +192,6 @@ class Ordered:
         work_s = self._waiting_s.pop(job, None)
         if work_s is not None:
             self._backlog_s = self._backlog_s - work_s if self._waiting_s else 0.0
-        elif self._bound is not None:
-            self._bound.arrived(0.0)  # it found an idle server: a wait of nothing counts as well
 
     def completed(self, job: int, now_s: float) -> None:
         if self._on_completed is not None:

@@ -28,11 +28,11 @@ Rung = Literal["model", "mean", "fifo"]
 
 BATCH_MAX: Final = 256
 # The breaker: a batch that takes longer than this is too slow. A lone job carries the cost of the call alone,
-# so the first microseconds are free; and one preempted batch is no slow model, so it takes two in a row.
+# so the first microseconds are free; and a preempted batch is no slow model, so it takes some in a row.
 BATCH_US_MAX: Final = 5_000
 JOB_US_MAX: Final = 20
 CALL_US: Final = 200
-SLOW_BATCHES_MAX: Final = 2
+SLOW_BATCHES_MAX: Final = 4
 BREAK_S: Final = 60
 
 _FLOAT64: Final = 1
@@ -129,8 +129,8 @@ class Booster:
 class Scorer:
     """Predicts mean durations for batches of jobs: model, else hierarchical mean, else None. Never raises.
 
-    `fallbacks` counts by reason what was not answered by the rung that should have: columns, library, value,
-    slow.
+    `chain` limits the mean to its first levels: 1 where the gate chose the mean per type. `fallbacks` counts by
+    reason what was not answered by the rung that should have: columns, library, value, slow.
     """
 
     def __init__(
@@ -139,10 +139,12 @@ class Scorer:
         history: History,
         booster: Booster | None = None,
         *,
+        chain: int | None = None,
         time: clock.Clock = clock.SYSTEM,
     ) -> None:
         self.columns = columns
         self.history = history
+        self._chain = chain or columns.chain
         self.rung: Rung = "model" if booster is not None else "mean"  # lowered and raised by the watch
         self.scored = 0
         self.fallbacks: Counter[str] = Counter()
@@ -151,10 +153,13 @@ class Scorer:
         self._slow_batches = 0
         self._closed_until_ns = 0  # the breaker
 
-    def swap(self, columns: Columns, history: History, booster: Booster | None) -> None:
+    def swap(
+        self, columns: Columns, history: History, booster: Booster | None, *, chain: int | None = None
+    ) -> None:
         """Take another model; the old one is freed. What was counted stays."""
         old = self._booster
         self.columns, self.history, self._booster = columns, history, booster
+        self._chain = chain or columns.chain
         self.rung = "model" if booster is not None else "mean"
         self._slow_batches = self._closed_until_ns = 0
         if old is not None and old is not booster:
@@ -205,7 +210,7 @@ class Scorer:
                     rows.append(row)
                     means.append(mean)
                 else:
-                    means.append(history.hierarchical_mean(keys, columns.chain))
+                    means.append(history.hierarchical_mean(keys, self._chain))
             except (TypeError, ValueError, AttributeError, ArithmeticError):
                 self.fallbacks["columns"] += 1
                 means.append(None)

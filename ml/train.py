@@ -18,6 +18,7 @@ from tqe.ml.features import Columns, schema_of
 from tqe.ml.predict import Walk
 
 JOBS_MIN: Final = 500  # below it the hierarchical mean has to do
+EXAMPLES_MIN: Final = 100
 ROUNDS_MAX: Final = 100
 PATIENCE_ROUNDS: Final = 15
 # One job that ran a thousand times longer than its like must not own a leaf.
@@ -108,6 +109,8 @@ def boost(
     ratios = numpy.minimum(numpy.asarray(duration_s[:end]) / numpy.asarray(means[:end]), RATIO_MAX)
     known = ~numpy.isnan(matrix[:, 0])  # before the first completion there is no mean to be a ratio of
     fitting = numpy.arange(end) < stop
+    if min((known & fitting).sum(), (known & ~fitting).sum()) < EXAMPLES_MIN:
+        return b"", 0
     codes = list(range(width - columns.schema.categorical_columns, width))
     names = [name.replace(" ", "_") for name in _plain(columns.schema.columns)]
     data = lightgbm.Dataset(

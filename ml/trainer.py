@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,33 +12,49 @@ from typing import Final
 
 from tqe.ml import ModelError, canary, model
 from tqe.ml.dataset import Trace
-from tqe.ml.gate import BoundChoice, Verdict, choose, choose_bound, mean_sojourn_s
+from tqe.ml.gate import SCALE, BoundChoice, Verdict, choose, choose_bound
 from tqe.ml.score import Booster
-from tqe.ml.simulate import Fifo, replay
+from tqe.ml.simulate import fifo_wait_s
 from tqe.ml.train import Fitted, fit
 from tqe.ml.watch import floor_of
 
 BOUND_LOOKBACK: Final = 3  # T and m are judged on all but the first third
 # A trainer may share its machine with busy workers: it can wait longer for its canary than they for theirs.
 PUBLISH_LIMIT_S: Final = 20.0
+BUSY_LOAD: Final = 0.9  # what a busier day than those of the log may bring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
     """What training and the gate made of the part of a trace that they may see."""
 
+    trace: Trace
     fitted: Fitted
     booster: Booster | None
+    predicted: Mapping[str, Sequence[float]]
     verdict: Verdict
-    bounds: dict[str, BoundChoice]  # by kind of predictor
+    servers: int
     mean_s: float
 
-    def bound(self, kind: str) -> BoundChoice:
-        return self.bounds.get(kind, BoundChoice(bound_factor=0.0, scale_factor=0.0))
+    def bound(self, kind: str, loads: Sequence[float | None] = (None, BUSY_LOAD)) -> BoundChoice:
+        """How far the bounded mode may go with this predictor at these loads; None: as the jobs came."""
+        if kind not in self.predicted:
+            return BoundChoice(bound_factor=0.0, reason="nothing is predicted")
+        # The tail is a matter of bursts, of which the gate's own part holds too few.
+        first = len(self.trace) // BOUND_LOOKBACK
+        return choose_bound(
+            self.trace.submit_s[first:],
+            self.trace.duration_s[first:],
+            self.predicted[kind][first:],
+            self.fitted.walk.means[first:],
+            servers=self.servers,
+            scale_s=SCALE * self.mean_s,
+            loads=loads,
+        )
 
 
 def judge(trace: Trace, *, servers: int) -> Judged:
-    """Train on a trace, let the gate choose among the predictors, and find how far each may be bounded."""
+    """Train on a trace and let the gate choose among the predictors."""
     fitted = fit(trace)
     booster = None if fitted.model is None else Booster(fitted.model, fitted.columns.width)
     predicted = predictions(fitted, booster)
@@ -51,20 +67,15 @@ def judge(trace: Trace, *, servers: int) -> Judged:
         servers=servers,
         scale_s=mean_s,
     )
-    # The tail is a matter of bursts, of which the last fifth holds too few: look back over two thirds.
-    first = len(trace) // BOUND_LOOKBACK
-    bounds = {
-        kind: choose_bound(
-            trace.submit_s[first:],
-            trace.duration_s[first:],
-            predicted[kind][first:],
-            servers=servers,
-            mean_s=mean_s,
-        )
-        for kind in predicted
-        if kind in ("model", verdict.chosen) or (kind == "hierarchical_mean" and "model" not in predicted)
-    }
-    return Judged(fitted=fitted, booster=booster, verdict=verdict, bounds=bounds, mean_s=mean_s)
+    return Judged(
+        trace=trace,
+        fitted=fitted,
+        booster=booster,
+        predicted=predicted,
+        verdict=verdict,
+        servers=servers,
+        mean_s=mean_s,
+    )
 
 
 def predictions(fitted: Fitted, booster: Booster | None) -> dict[str, list[float]]:
@@ -80,13 +91,6 @@ def predictions(fitted: Fitted, booster: Booster | None) -> dict[str, list[float
     return found
 
 
-def mean_wait_s(trace: Trace, servers: int) -> float:
-    """Mean wait under FIFO, with the arrivals as they were."""
-    start_s = replay(trace.submit_s, trace.duration_s, servers, Fifo())
-    mean_s = mean_sojourn_s(trace.submit_s, trace.duration_s, start_s)
-    return max(0.0, mean_s - math.fsum(trace.duration_s) / len(trace))
-
-
 def publish(trace: Trace, folder: Path, *, servers: int, trained_at: datetime) -> tuple[Path, model.Manifest]:
     """Train on a trace and write what the gate chose as a new version below `folder`. The same
     trace gives the same model and history, byte for byte. Raises ModelError."""
@@ -100,7 +104,7 @@ def publish(trace: Trace, folder: Path, *, servers: int, trained_at: datetime) -
         rows, ratios = model.reference(fitted.walk.rows[fitted.split.gate :], judged.booster, fitted.columns)
     choice = judged.bound(chosen)
     held = slice(fitted.split.gate, None)
-    predicted = predictions(fitted, judged.booster).get(chosen, fitted.walk.means)
+    predicted = judged.predicted.get(chosen, fitted.walk.means)
     manifest = model.Manifest(
         version=model.version_of(trained_at, text or history),
         trained_at=trained_at.isoformat(),
@@ -115,11 +119,10 @@ def publish(trace: Trace, folder: Path, *, servers: int, trained_at: datetime) -
             "span_s": trace.submit_s[-1],
             "rounds": fitted.rounds,
         },
-        gate=judged.verdict.dump()
-        | {"bound_factor": choice.bound_factor, "scale_factor": choice.scale_factor, "bound": choice.reason},
+        gate=judged.verdict.dump() | {"bound_factor": choice.bound_factor, "bound": choice.reason},
         mean_s=judged.mean_s,
-        scale_s=choice.scale_factor * judged.mean_s,
-        bound_s=choice.bound_factor * mean_wait_s(trace, servers),
+        scale_s=SCALE * judged.mean_s,
+        bound_s=choice.bound_factor * fifo_wait_s(trace.submit_s, trace.duration_s, servers),
         bound_factor=choice.bound_factor,
         floor=floor_of(predicted[held], trace.duration_s[held]),
         reference_rows=rows,

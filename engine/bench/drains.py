@@ -119,6 +119,7 @@ def _sizes(lab: Lab) -> Figures:
         data = tasks.text(size - len('{"n":10000,"data":""}'))
         spent = _play(lab, producing.bulk_of(jobs, "BLOB", {"data": data}), jobs)
         found |= {f"rate_{size}": spent["rate"], f"mb_{size}": spent["rate"] * size / 1e6}
+        found |= {f"cpu_{size}": spent["worker_cpu"] + spent["redis_cpu"]}
     return {"rate": found["rate_100"], **found}
 
 
@@ -242,6 +243,7 @@ SCENARIOS: Final = (
             for figure in (
                 rate(f"{size:,} B", name=f"rate_{size}"),
                 Figure(name=f"mb_{size}", unit="MB/s", label=f"{size:,} B", more=True),
+                Figure(name=f"cpu_{size}", unit="µs/job", label=f"{size:,} B, CPU of worker and redis"),
             )
         ),
         play=_sizes,

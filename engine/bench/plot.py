@@ -39,7 +39,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     machine, versions = result["machine"], result["versions"]
     figure.suptitle(
         f"tqe {versions['tqe']} on {machine['cpu']}, {machine['cores']} cores\n"
-        f"{versions['python']}, {versions['redis_server']}, {result['taken'][:10]},"
+        f"{versions['python']}, Redis {versions['redis_server']}, {result['taken'][:10]},"
         f" verdict: {result['verdict']}",
         fontsize=10,
     )

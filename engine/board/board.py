@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from tqe import formats
 from tqe.board import layout
-
-_RECORD: Final = struct.Struct(layout.RECORD_STRUCT)
+from tqe.codec import hot
 
 
 class Record(NamedTuple):
@@ -177,28 +175,8 @@ class SlotView:
     def records(self, half: int) -> Iterator[tuple[int, Record]]:
         """(row number, record) of one outcome half, in the order in which they were written; ends at the
         first unwritten one."""
-        at = layout.O_HALVES + half * layout.HALF_BYTES
-        end = at + layout.HALF_BYTES - layout.RECORD_HEADER_BYTES
-        while at <= end:
-            (length, row, index, status, _, delay_ms, started_ms, finished_ms, error_n, result_n) = (
-                _RECORD.unpack_from(self._bytes, at)
-            )
-            if not length:
-                return
-            body = at + layout.RECORD_HEADER_BYTES
-            yield (
-                row,
-                Record(
-                    index,
-                    status,
-                    delay_ms,
-                    started_ms,
-                    finished_ms,
-                    bytes(self._bytes[body : body + error_n]),
-                    bytes(self._bytes[body + error_n : body + error_n + result_n]),
-                ),
-            )
-            at += length
+        for row, *rest in hot.records_of(self._bytes, layout.O_HALVES + half * layout.HALF_BYTES):
+            yield row, Record._make(rest)
 
     def wipe(self) -> None:
         """Make the slot ready for a new life: words, rows and the marks of the outcome halves are zero."""

@@ -79,8 +79,8 @@ def submit(
     """Submit one job of TYPE with PAYLOAD, a JSON object ('-' reads it from standard input; {} by default).
 
     With --file, submit one job a line: {"type", "payload", "priority", "idempotencyKey", "delay", "timeout",
-    "maxRetries", "expires"}, all but the type optional. Good lines go in, bad ones are reported by
-    their number, and the exit code is 1 if there were any.
+    "maxRetries", "expires"}, all but the type optional. Good lines go in, ten thousand at a time; bad ones
+    are reported by their number, and the exit code is 1 if there were any.
 
     \b
     Examples:

@@ -32,6 +32,16 @@ RUN_SPECIAL = _backend.RUN_SPECIAL
 RUN_BLOCKED = _backend.RUN_BLOCKED
 admit = _backend.admit
 plain_done = _backend.plain_done
+recorded_ones = _backend.recorded_ones
+records_of = _backend.records_of
+types_of = _backend.types_of
+close_all = _backend.close_all
+hold_all = _backend.hold_all
+names_of = _backend.names_of
+rows_of = _backend.rows_of
+start_all = _backend.start_all
+still_held = _backend.still_held
+waited = _backend.waited
 
 __all__ = [
     "MODES",
@@ -48,5 +58,15 @@ __all__ = [
     "Runner",
     "Slot",
     "admit",
+    "close_all",
+    "hold_all",
+    "names_of",
     "plain_done",
+    "recorded_ones",
+    "records_of",
+    "rows_of",
+    "start_all",
+    "still_held",
+    "types_of",
+    "waited",
 ]

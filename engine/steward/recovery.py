@@ -182,9 +182,9 @@ def _signal_name(number: int) -> str:
 def running(slot: SlotView) -> tuple[int, int] | None:
     """(row, index) of the job to blame for a death; it is charged only if its state is still `started`.
 
-    Without coroutines it is the job on the board, also between its return and its record: what dies while its
-    result is being encoded would otherwise come back for ever. Beside coroutines it is the one whose step ran,
-    else the job on the helper thread, else nobody: a process that waits was killed from outside.
+    Without coroutines it is the job on the board, also between its return and its record: what dies while
+    its result is being encoded would otherwise come back for ever. Beside coroutines it is the one whose step
+    ran, else the job on the helper thread, else nobody: a process that waits was killed from outside.
     """
     if slot.get(layout.C_IN_USER) or not slot.get(layout.C_ASYNC):
         return slot.get(layout.C_ROW), slot.get(layout.C_INDEX)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -26,11 +26,14 @@ OPEN_TTL_S: Final = 7 * 86_400  # how long the record of a job that has not ende
 # One call stays below these, so that Redis is never busy with it for more than a few milliseconds.
 LEASES_MAX: Final = 1_000
 PARTS_MAX: Final = 128
+RESULTS_MAX: Final = 250  # frames of one with a result, which may be large
 BYTES_MAX: Final = 2 * 1024 * 1024
 CRASH_DELAY_MS: Final = 1_000
 CRASH_DELAY_CAP_MS: Final = 60_000
 
 RETRY, CRASH, UNKNOWN, RETURNED, KEPT, DEAD, QUARANTINE = b"t", b"c", b"u", b"r", b"k", b"d", b"q"
+_COMPLETED: Final = bytes((layout.JOB_DONE, layout.JOB_RECORDED))
+_RESULT: Final = b'{"attempts":1,"started_at":%d,"finished_at":%d,"result":%b}'
 _RECORD_STATE: Final = {
     layout.OUT_DONE: "C",
     layout.OUT_CANCELLED: "X",
@@ -123,6 +126,7 @@ class SettleBatch:
     def __init__(self) -> None:
         self._done: list[tuple[tuple[int, str] | None, bytes, list[bytes], Sequence[object]]] = []
         self._items: list[tuple[Item, object]] = []
+        self._results: list[tuple[tuple[int, str], bytes, list[bytes], list[bytes], Sequence[object]]] = []
         self.leases = 0
 
     def __bool__(self) -> bool:
@@ -138,6 +142,18 @@ class SettleBatch:
         with its mark.
         """
         self._done.append((bucket, value, leases, tickets))
+        self.leases += len(leases)
+
+    def add_results(
+        self,
+        bucket: tuple[int, str],
+        value: bytes,
+        leases: list[bytes],
+        fields: list[bytes],
+        tickets: Sequence[object],
+    ) -> None:
+        """Leases of tracked frames of one, of one bucket, that completed with one field each."""
+        self._results.append((bucket, value, leases, fields, tickets))
         self.leases += len(leases)
 
     def add(self, item: Item, ticket: object = None) -> None:
@@ -159,6 +175,14 @@ class SettleBatch:
                     made.append(call.finish(keys, incarnation, result_ttl_s, dlq_max, recovered))
                     call = _Writer()
                 call.done(bucket, value, chunk, tickets[start : start + LEASES_MAX])
+        for bucket, value, leases, fields, tickets in self._results:
+            for start in range(0, len(leases), RESULTS_MAX):
+                end = start + RESULTS_MAX
+                size = sum(map(len, fields[start:end]))
+                if call.leases and call.over(len(leases[start:end]), size):
+                    made.append(call.finish(keys, incarnation, result_ttl_s, dlq_max, recovered))
+                    call = _Writer()
+                call.results(bucket, value, leases[start:end], fields[start:end], tickets[start:end])
         for item, ticket in self._items:
             if call.full(item):
                 made.append(call.finish(keys, incarnation, result_ttl_s, dlq_max, recovered))
@@ -174,7 +198,8 @@ class SettleCall(NamedTuple):
 
     call: Call
     leases: list[bytes]
-    tickets: list[object]
+    tickets: list[Any]
+    alike: bool  # every lease is settled whole: their tickets are what add_done and add_results were given
 
 
 class _Writer:
@@ -182,7 +207,8 @@ class _Writer:
 
     def __init__(self) -> None:
         self.leases: list[bytes] = []
-        self._tickets: list[object] = []
+        self._tickets: list[Any] = []
+        self._alike = True
         self._args: list[bytes | str | int] = []
         self._lanes: dict[str, int] = {}
         self._buckets: dict[tuple[int, str], int] = {}
@@ -192,11 +218,13 @@ class _Writer:
     def full(self, item: Item) -> bool:
         size = sum(len(part.frame) for part in item.parts) + sum(len(body) for _, body in item.fields)
         return bool(self.leases) and (
-            len(self.leases) >= LEASES_MAX
+            self.over(1, size)
             or self._parts + len(item.parts) > PARTS_MAX
-            or self._bytes + size > BYTES_MAX
             or len(self._lanes | dict.fromkeys(part.lane for part in item.parts)) > formats.LANES_MAX
         )
+
+    def over(self, leases: int, size: int) -> bool:
+        return len(self.leases) + leases > LEASES_MAX or self._bytes + size > BYTES_MAX
 
     def done(
         self, bucket: tuple[int, str] | None, value: bytes, leases: list[bytes], tickets: Sequence[object]
@@ -205,7 +233,23 @@ class _Writer:
         self.leases += leases
         self._tickets += tickets
 
+    def results(
+        self,
+        bucket: tuple[int, str],
+        value: bytes,
+        leases: list[bytes],
+        fields: list[bytes],
+        tickets: Sequence[object],
+    ) -> None:
+        self._args += ["R", self._bucket(bucket), value, len(leases)]
+        for lease, body in zip(leases, fields, strict=True):
+            self._args += (lease, body)
+            self._bytes += len(body)
+        self.leases += leases
+        self._tickets += tickets
+
     def item(self, item: Item, ticket: object) -> None:
+        self._alike = False
         args = self._args
         args += ["P", item.lease, self._bucket(bucket_of(item.frame_id) if item.tracked else None)]
         args += [item.started_ms, item.finished_ms, len(item.ranges)]
@@ -242,7 +286,7 @@ class _Writer:
             int(recovered),
         ]  # fmt: skip
         call = Call("settle", tuple(names), (*head, *self._lanes, *self._args))
-        return SettleCall(call, self.leases, self._tickets)
+        return SettleCall(call, self.leases, self._tickets, self._alike)
 
 
 def claim(
@@ -267,6 +311,8 @@ def claim(
     item = Item(lease, header.frame_id, bool(header.flags & 1), started_ms, finished_ms)
     build = _Claim(frame, header, row, item, crash)
     build.cuts = {piece_base: piece_n for piece_base, piece_n in pieces}
+    if build.all_completed(base, n):
+        return item
     run_kind = b""
     run_base = base
     for index in range(base, base + n):
@@ -291,6 +337,28 @@ class _Claim:
         self.item = item
         self.crash = crash
         self.cuts: dict[int, int] = {}
+
+    def all_completed(self, base: int, n: int) -> bool:
+        """The common case, without much of a look at each job: all completed at the first try, some with a
+        result."""
+        row, header, item = self.row, self.header, self.item
+        if row is None or header.attempts or header.crashes or not item.tracked:
+            return False
+        states = row.states[base - row.first : base - row.first + n]
+        if states.strip(_COMPLETED):
+            return False
+        fields = item.fields
+        records = row.records
+        for index, state in enumerate(states, base):
+            if state == layout.JOB_RECORDED:
+                record = records.get(index)
+                told = result_field(record)
+                if not told:
+                    fields.clear()
+                    return False
+                fields.append((index, told))
+        item.ranges.append((base, n, "C"))
+        return True
 
     def kind_of(self, index: int) -> bytes:
         row = self.row
@@ -449,6 +517,13 @@ class _Claim:
         self.item.parts.append(Part(kind, argument, frame, self.header.lane))
         if body and self.item.tracked:
             self.item.fields.append((index, body))
+
+
+def result_field(record: Record | None) -> bytes:
+    """The field of a job that completed at its first try with a result and nothing else to tell, else b''."""
+    if record is None or record.status != layout.OUT_DONE or record.error:
+        return b""
+    return _RESULT % (record.started_ms, record.finished_ms, record.result or b"null")
 
 
 def recover(leases: Iterable[tuple[bytes, bytes]], rows: list[Row], crash: CrashPolicy) -> SettleBatch:

@@ -148,6 +148,7 @@ async def connect(url: str, *, timeout_ms: int, made: type[Wire] = Wire) -> Wire
     loop = asyncio.get_running_loop()
     parts = urlsplit(url)
     query = parse_qs(parts.query)
+    wire: Wire | None = None
     try:
         async with asyncio.timeout(timeout_ms / 1000):
             if parts.scheme == "unix":
@@ -164,8 +165,13 @@ async def connect(url: str, *, timeout_ms: int, made: type[Wire] = Wire) -> Wire
                 await wire.command("AUTH", *names, unquote(parts.password), timeout_ms=timeout_ms)
             if database != "0":
                 await wire.command("SELECT", database, timeout_ms=timeout_ms)
-            return wire
+            ready, wire = wire, None
+            return ready
     except TimeoutError as e:
         raise RedisUnavailable("Redis did not accept a connection in time", applied=False) from e
     except OSError as e:
         raise RedisUnavailable(f"cannot reach Redis: {e.strerror or type(e).__name__}", applied=False) from e
+    finally:
+        # Refused or unanswered: the caller tries again, each second if need be, and has only so many files.
+        if wire is not None:
+            wire.close()

@@ -559,8 +559,13 @@ class Supervisor:
         if turn.old.pid not in self._lives:
             self._turn = None
         elif turn.new is not None and turn.new.pid not in self._lives:
-            if turn.old.stop_at_ns is None:
-                _log.error(f"the replacement of worker {turn.old.number} did not start: the old ones stay")
+            other = self._posts.get(turn.old.number)
+            if other is not None or turn.old.stop_at_ns is not None:
+                # Who is hired in its place is the replacement now. Given back to the old one, the post would
+                # be filled once more when that one ends, and nobody would count the other.
+                turn.new = other
+                return
+            _log.error(f"the replacement of worker {turn.old.number} did not start: the old ones stay")
             self._posts[turn.old.number] = turn.old
             self._turn = None
             self._recycle.clear()

@@ -86,12 +86,13 @@ class Admission:
                 break
         return Kept(kept, predicted, self._pieces(ahead, kept))
 
-    def quick(self, jobs: int, held_ns: float) -> float | None:
-        """Predicted ns a job if so many jobs of any type are sure to fit, else None: no walk through frames
+    def quick(self, types: Iterable[bytes], jobs: int, held_ns: float) -> float | None:
+        """Predicted ns a job if so many jobs of these types are sure to fit, else None: no look at each frame
         of no-op jobs."""
         slowest = 0.0
-        for task in self._tasks.values():
-            if task.seen < RAMP[-1][0]:
+        for key in types:
+            task = self._tasks.get(key)
+            if task is None or task.seen < RAMP[-1][0]:
                 return None
             slowest = max(slowest, task.mean_ns / self._slots if task.is_async else task.mean_ns)
         # Twice the quantum, since a fetch that went out in time meets what was still at hand: giving back

@@ -6,6 +6,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import ctypes
+import logging
+import math
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +23,10 @@ from tqe.errors import JobCancelled, SoftTimeLimit
 from tqe.store.settling import retry_rule
 from tqe.worker.failures import RetryRule
 
+log = logging.getLogger("tqe.worker")
+
 REPEAT_S: Final = 1.0  # a limit that was swallowed (in a __del__, by a bare except) is raised again
+EXIT_HARD_LIMIT: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,7 @@ class Beside:
         self._helper: ThreadPoolExecutor | None = None
         self.helped: HelpedJob | None = None
         self.helped_jobs = 0
+        self._hard_at_s: dict[Job, float] = {}  # of jobs that were told to end: when that is over
         native.beside(
             slots=slots,
             spawn=self._loop.create_task,
@@ -138,7 +145,16 @@ class Beside:
             self._end(job, "return")
 
     def close(self) -> None:
-        """No job will run any more."""
+        """No job will run any more.
+
+        What still runs is cut off by our end: the loop cancels it, which is no failure of its own, and it is
+        not what ended us. So nothing is recorded, and the board goes on to say that jobs run beside others,
+        none of them to blame.
+        """
+        if self._native.active:
+            self._native.late = []
+            self._native.active.add(self)
+            self._view.set(layout.C_HELPER, 0)
         if self._helper is not None:
             self._helper.shutdown(wait=False, cancel_futures=True)
 
@@ -150,6 +166,8 @@ class Beside:
         if job not in self._native.active:
             return
         job.ending = job.ending or ending
+        if self._loop.time() >= self._hard_at(job, ending):
+            self._over_hard_limit(job)
         if isinstance(job, HelpedJob):
             if job.thread:
                 kind = JobCancelled if job.ending == "cancel" else SoftTimeLimit
@@ -159,6 +177,38 @@ class Beside:
         if job.timer is not None:
             job.timer.cancel()
         job.timer = self._loop.call_later(REPEAT_S, self._end, job, ending)
+
+    def _hard_at(self, job: Job, ending: str) -> float:
+        """By when a job that is told to end must have ended, on the loop's clock."""
+        hard_at = self._hard_at_s.get(job)
+        if hard_at is None:
+            hard_ms = job.entry.hard_ms if job.own is None else job.own.hard_ms
+            spent_ms = job.timeout_ms if ending == "timeout" else 0
+            hard_at = self._loop.time() + (hard_ms - spent_ms) / 1000 if hard_ms else math.inf
+            self._hard_at_s = {one: at for one, at in self._hard_at_s.items() if one in self._native.active}
+            self._hard_at_s[job] = hard_at
+        return hard_at
+
+    def _over_hard_limit(self, job: Job) -> None:
+        """End the process, which is the only way to end this job: it blocks its thread, or swallows each
+        cancel.
+
+        The board says who is to blame, as it does when the supervisor kills for a job that runs inline; what
+        has ended is on the board as well, and all else goes back uncharged.
+        """
+        log.warning(
+            "job %s.%d ran past its hard time limit: the worker ends",
+            job.lease.frame_id.decode("ascii"), job.index,
+        )  # fmt: skip
+        view = self._view
+        step = view.get(layout.C_STEP) + 1  # nobody's so far
+        view.set(layout.C_ROW, job.lease.row)
+        view.set(layout.C_INDEX, job.index)
+        view.set(layout.C_RETRIES, job.entry.retries if job.own is None else job.own.packed)
+        view.set(layout.C_KILL_STEP, step)
+        view.set(layout.C_KILL_KIND, layout.KILL_HARD_LIMIT)
+        view.set(layout.C_IN_USER, step)
+        os._exit(EXIT_HARD_LIMIT)
 
     def _help(self, job: HelpedJob, body: bytes) -> Any:
         """Runs on the helper thread; a future carries neither StopIteration nor what would end the loop."""

@@ -133,8 +133,9 @@ class Fetcher:
         for frame, error in odd:
             self._refuse(frame, error)
         held_before_ns = self._hold.held_ns
-        per_job_ns = self._admission.quick(jobs, self._hold.held_ns)
-        if per_job_ns is not None and not cancels:
+        types = None if cancels else hot.types_of(leases)
+        per_job_ns = None if types is None else self._admission.quick(types, jobs, self._hold.held_ns)
+        if per_job_ns is not None:
             self._hold.add_all(leases, per_job_ns)
             self._waited(leases, now_us)
             self._plan(jobs, jobs, self._hold.held_ns - held_before_ns)
@@ -170,12 +171,9 @@ class Fetcher:
             self._settler.quarantine(frame[4:45], frame)
 
     def _waited(self, leases: list[hot.Lease], now_us: int) -> None:
-        """Account how long these waited in their lane, under the type of their first job."""
-        for lease in leases if now_us else ():
-            if lease.next < lease.stop:
-                entry = self._runner.entries.get(lease.next_type())
-                if entry is not None:
-                    entry.waited(lease.stop - lease.next, max(0, now_us - lease.enqueued_us))
+        """Account how long these waited in their lane."""
+        if now_us:
+            hot.waited(leases, self._runner.entries, now_us)
 
     def _keep(self, lease: hot.Lease) -> None:
         hold = self._hold

@@ -3,9 +3,10 @@ is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from tqe.codec import hot
 from tqe.codec.hot import Lease
 
 
@@ -46,15 +47,11 @@ class Hold:
         else:
             self.ended.append(lease)
 
-    def add_all(self, leases: Sequence[Lease], predicted_ns: float) -> None:
+    def add_all(self, leases: list[Lease], predicted_ns: float) -> None:
         """Take in leases that all have jobs to start, of so much predicted time a job."""
-        by_row = self._by_row
-        for lease in leases:
-            by_row[lease.row] = lease
-            self.bytes += len(lease.frame)
-            lease.predicted_ns = predicted_ns * lease.n
-            self.held_ns += lease.predicted_ns
-            self._ready[lease.rank].append(lease)
+        size, ns = hot.hold_all(leases, self._by_row, self._ready, predicted_ns)
+        self.bytes += size
+        self.held_ns += ns
 
     def __contains__(self, lease: Lease) -> bool:
         """Whether it is held: its row may be another lease's by now."""
@@ -82,14 +79,21 @@ class Hold:
 
     def started(self, spot: Spot, end: int) -> None:
         """All jobs of the leases from the spot up to `end` have been started."""
-        for lease in spot.leases[spot.at : end]:
-            self.held_ns -= lease.predicted_ns
-            lease.predicted_ns = 0.0
-            if not lease.running:
-                self.ended.append(lease)
-        del spot.leases[spot.at : end]
+        self.held_ns -= hot.start_all(spot.leases, spot.at, end, self.ended)
         if self.idle:
             self.held_ns = 0.0
+
+    def take_ended(self) -> tuple[list[Lease], list[Lease]]:
+        """What has ended or was cut since the last time, each once: ([to be settled], [without a claim])."""
+        found = hot.still_held(self.ended + self.cut, self._by_row)
+        self.ended.clear()
+        self.cut.clear()
+        return found
+
+    def close(self, leases: list[Lease], slot: hot.Slot) -> None:
+        """These are settled whole: free their rows."""
+        self.bytes -= hot.close_all(leases, self._by_row, slot)
+        self.expected -= len(leases)
 
     def unready(self, lease: Lease) -> None:
         """Nothing of the lease is to be started here any more."""

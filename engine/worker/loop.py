@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,9 +50,27 @@ def run_worker(
     """
     registry.freeze()
     gc.enable()
-    return uvloop.run(
-        _main(registry, settings, board, view, redis_url, install_limit_signal, on_start, on_stop)
-    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return _drive(
+            runner.get_loop(),
+            _main(registry, settings, board, view, redis_url, install_limit_signal, on_start, on_stop),
+        )
+
+
+def _drive(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, int]) -> int:
+    """Run `main` to its end, whatever the tasks of jobs do to the loop.
+
+    SystemExit and KeyboardInterrupt leave the loop from any task, and any task may stop it. The job that
+    began such a task meets the exception where it awaits it; its neighbours must not end with it.
+    """
+    task = loop.create_task(main)
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except (SystemExit, KeyboardInterrupt, RuntimeError) as e:
+            if task.done() or loop.is_closed():
+                raise
+            log.warning("a task of a job ended the event loop (%s); it goes on", type(e).__name__)
 
 
 async def _main(
@@ -99,6 +117,7 @@ class Worker:
         self._draining = False
         self._rss_at_ns = 0
         self._told_ns = 0
+        self._were_beside = False
 
     async def run(self) -> None:
         """Register, work, drain, leave."""
@@ -196,7 +215,7 @@ class Worker:
                 # One settle at a time: its outcomes occupy the other half. Its reply is nearly always here by
                 # now.
                 await self._answer()
-            due = self._settler.due(now_ns, partial=force or self._draining)
+            due = self._settler.due(now_ns, partial=force or self._draining, beside=self._beside_lately())
             calls = self._settler.begin(due, self._link.incarnation)
             if calls:
                 self.runner.full = False
@@ -224,6 +243,11 @@ class Worker:
             self._told_ns = now_ns
             return True
         return bool(self.runner.active) and now_ns - self._told_ns > PARTIAL_AFTER_NS
+
+    def _beside_lately(self) -> bool:
+        """Whether a held lease may have jobs that ran beside others."""
+        self._were_beside, before = bool(self.runner.active), self._were_beside
+        return before or self._were_beside
 
     async def _answer(self) -> None:
         pending = self._settler.unanswered

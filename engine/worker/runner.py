@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -23,8 +23,20 @@ from tqe.worker.hold import Hold
 log = logging.getLogger("tqe.worker")
 
 _ENCODER: Final = msgspec.json.Encoder()
+_NUMBER_MAX: Final = 10**15
 BLOCKED_QUANTA: Final = 4  # so long may a job wait here for a slot or the helper; then it goes back
 REST_NS: Final = 250_000_000  # after that, nothing is fetched for so long, or until something has ended
+
+
+_Number = Annotated[int, msgspec.Meta(ge=0, le=_NUMBER_MAX)]
+
+
+class _Options(msgspec.Struct, frozen=True):
+    """What may ride with a job or its frame."""
+
+    timeout_ms: _Number | None = None
+    max_retries: _Number | None = None
+    expires_ms: _Number = 0
 
 
 class JobRunner:
@@ -157,9 +169,19 @@ class JobRunner:
         for job, result, error, in_arguments in beside or ():
             self.beside.conclude(job, result, error, in_arguments)
         if late or beside:
-            # Their leases may have been settled meanwhile, these jobs left out: nothing else would tell of
-            # them.
-            self._hold.ended += [lease for lease in self._hold if lease.ended() and lease.to_settle()]
+            self._tell_again()
+
+    def _tell_again(self) -> None:
+        """Leases of outcomes that have waited may have been settled meanwhile, these jobs left out: nothing
+        else would tell of them before the last of their neighbours has ended."""
+        now_ns = clock.boottime_ns()
+        for lease in self._hold:
+            if not lease.to_settle():
+                continue
+            if lease.ended():
+                self._hold.ended.append(lease)
+            elif not lease.first_done_ns:
+                lease.first_done_ns = now_ns
 
     def cancel_marked(self) -> None:
         """Cancel the running job that the steward has named on the board, if it runs beside others."""
@@ -219,16 +241,18 @@ class JobRunner:
         return timeout_ms + max(after, timeout_ms // 5 if task.hard_after_ms is None else 0)
 
     def _limits_of(self, lease: hot.Lease, task: Task[..., Any], options: bytes) -> Limits:
+        """Raises msgspec.DecodeError if they make no sense: only the client checks them."""
         base = self._limits[task.key]
         found: dict[str, Any] = dict(lease.options or {})
         if options:
-            found.update(msgspec.json.decode(options))
+            found.update(msgspec.json.decode(options, type=dict[str, Any]))
         if not found:
             return base
-        timeout = int(found.get("timeout_ms", base.timeout_ms))
-        retries = int(found.get("max_retries", base.rule.max_retries))
+        own = msgspec.convert(found, _Options)
+        timeout = base.timeout_ms if own.timeout_ms is None else own.timeout_ms
+        retries = base.rule.max_retries if own.max_retries is None else own.max_retries
         rule = RetryRule(retries, base.rule.base_ms, base.rule.cap_ms)
-        return Limits(timeout, self._hard(task, timeout), rule, int(found.get("expires_ms", 0)))
+        return Limits(timeout, self._hard(task, timeout), rule, own.expires_ms)
 
     # -- one job that needs Python
 
@@ -262,7 +286,12 @@ class JobRunner:
     def _start(
         self, lease: hot.Lease, index: int, task: Task[..., Any], stored: bytes, options: bytes, zstd: bool
     ) -> None:
-        limits = self._limits_of(lease, task, options)
+        try:
+            limits = self._limits_of(lease, task, options)
+        except msgspec.DecodeError as e:
+            # Raised on, it would end the worker, and the job, not started yet, would come back uncharged.
+            self._record(lease, index, self.failures.plain(layout.OUT_DEAD, "options", str(e)))
+            return
         if limits.expires_ms and self.native.now_ms() >= limits.expires_ms:
             self._record(
                 lease,

@@ -83,25 +83,24 @@ class Settler:
         """Something goes back that others could take, or is damaged: do not wait for the next fetch."""
         return bool(self._returned or self._damaged or self._hold.cut)
 
-    def due(self, now_ns: int, *, partial: bool) -> list[hot.Lease]:
+    def due(self, now_ns: int, *, partial: bool, beside: bool = True) -> list[hot.Lease]:
         """Leases to settle now: those that have ended or were cut, and with `partial` whatever has something
         to tell.
 
-        Without it, a lease with coroutines tells 50 ms after the first of them has ended.
+        Without it, a lease with jobs beside others (`beside`: there may be some) tells 50 ms after the first
+        of them has ended.
         """
         hold = self._hold
-        found = {lease.row: lease for lease in (*hold.ended, *hold.cut) if lease in hold}
-        hold.ended.clear()
-        hold.cut.clear()
-        for lease in list(found.values()):
-            if not lease.claims:
-                del found[lease.row]
-                self.release(lease)
-        for lease in hold:
-            late = lease.first_done_ns and now_ns - lease.first_done_ns > PARTIAL_AFTER_NS
-            if (partial or late) and not lease.settling and lease.row not in found and lease.to_settle():
-                found[lease.row] = lease
-        return list(found.values())
+        found, unclaimed = hold.take_ended()
+        for lease in unclaimed:
+            self.release(lease)
+        if partial or beside:
+            known = set(hot.rows_of(found))
+            for lease in hold:
+                late = lease.first_done_ns and now_ns - lease.first_done_ns > PARTIAL_AFTER_NS
+                if (partial or late) and not lease.settling and lease.row not in known and lease.to_settle():
+                    found.append(lease)
+        return found
 
     def begin(self, leases: list[hot.Lease], incarnation: str, *, switch: bool = True) -> list[Call]:
         """Build the settle of these leases. With `switch` its outcomes stay in their half until `finish`."""
@@ -111,7 +110,7 @@ class Settler:
         calls = batch.calls(
             self._keys, incarnation, result_ttl_s=self._settings.result_ttl_s, dlq_max=self._settings.dlq_max
         )
-        half = self._slot.begin_settle([lease.row for lease in leases]) if switch else None
+        half = self._slot.begin_settle(hot.rows_of(leases)) if switch else None
         self.unanswered = Unanswered(half, calls)
         return [made.call for made in calls]
 
@@ -131,13 +130,16 @@ class Settler:
         self.unanswered = None
         for made, reply in zip(pending.calls, replies, strict=True):
             marks: bytes = reply[1]
+            if made.alike and not marks.strip(b"1"):
+                self._hold.close(made.tickets, self._slot)
+                continue
             whole: list[hot.Lease] = []
             for name, ticket, mark in zip(made.leases, made.tickets, marks, strict=True):
                 if isinstance(ticket, hot.Lease) and mark == APPLIED:
                     whole.append(ticket)
                 else:
                     self._apply(name, mark, ticket)
-            self._close(whole)
+            self._hold.close(whole, self._slot)
         self._view.add("settles", len(pending.calls))
         if pending.half is not None:
             self._slot.end_settle(pending.half)
@@ -169,9 +171,12 @@ class Settler:
         groups, others = hot.plain_done(leases)
         for (second, char, value), done in groups.items():
             bucket = (second, char) if value else None
-            batch.add_done(bucket, value, [lease.name for lease in done], done)
+            batch.add_done(bucket, value, hot.names_of(done), done)
         if others:
             records = self._records()
+            ones, others = hot.recorded_ones(others)
+            for (second, char, value), recorded in ones.items():
+                others += self._add_results(batch, (second, char), value, recorded, records)
             for lease in others:
                 self._add_claims(batch, lease, records.get(lease.row, {}))
         for name, frame in self._returned:
@@ -181,6 +186,30 @@ class Settler:
         self._returned.clear()
         self._damaged.clear()
         return batch
+
+    def _add_results(
+        self,
+        batch: settling.SettleBatch,
+        bucket: tuple[int, str],
+        value: bytes,
+        leases: list[hot.Lease],
+        records: dict[int, dict[int, Record]],
+    ) -> list[hot.Lease]:
+        """Frames of one with a result share a group; returns those whose record tells something else."""
+        done: list[hot.Lease] = []
+        fields: list[bytes] = []
+        others: list[hot.Lease] = []
+        for lease in leases:
+            told = settling.result_field(records.get(lease.row, {}).get(0))
+            if told:
+                lease.settling = True
+                done.append(lease)
+                fields.append(told)
+            else:
+                others.append(lease)
+        if done:
+            batch.add_results(bucket, value, hot.names_of(done), fields, done)
+        return others
 
     def _add_claims(self, batch: settling.SettleBatch, lease: hot.Lease, records: dict[int, Record]) -> None:
         row = self._view.row(lease.row)
@@ -210,14 +239,6 @@ class Settler:
         for row, record in self._view.all_records():
             found.setdefault(row, {})[record.index] = record
         return found
-
-    def _close(self, leases: list[hot.Lease]) -> None:
-        """These are settled whole."""
-        for lease in leases:
-            lease.claims = []
-            self._hold.remove(lease)
-        self._hold.expected -= len(leases)
-        self._slot.close_rows(leases)
 
     def _apply(self, name: bytes, mark: int, ticket: object) -> None:
         change = ticket

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import redis
 from tests.chaos.audit import read_store, read_sums
 from tests.chaos.checker import History, Limits, MidAudit, Report, examine, history_of
 from tests.chaos.journal import FaultLog, SubmitJournal, load
-from tests.chaos.procs import TqeRun, processes_of
+from tests.chaos.procs import TqeRun, processes_of, send
 from tests.chaos.redisproc import RedisFaults
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -300,6 +301,8 @@ class Arena:
     def close(self) -> None:
         for run in self.runs:
             run.close()
+        for pid in processes_of(self.folder):  # orphans: nobody else knows them any more
+            send(pid, signal.SIGKILL)
         for producer in self.producers:
             producer.close()
         self.direct.close()

@@ -169,3 +169,15 @@ def test_the_command_refuses_what_it_cannot_do() -> None:
 def test_the_command_lists_its_scenarios() -> None:
     said = CliRunner().invoke(main, ["bench", "--list"])
     assert said.exit_code == 0 and all(name in said.output for name in suite.SCENARIOS)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_result_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from tqe.bench import plot
+
+    file = tmp_path / "result.svg"
+    plot.check(file)
+    plot.draw(made_up([100, 101, 99, 100, 103], monkeypatch), file)
+    # Text is drawn as paths, each after a comment with what it says.
+    assert "<!-- made-up -->" in file.read_text()

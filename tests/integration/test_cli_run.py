@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.cli import Cli, Program
+from tests.support.cli import PROGRAM, Cli, Program, environment
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -162,6 +163,52 @@ def test_a_warning_about_the_server_is_told(
     run = start("run", "work:app", "--procs", "1", "--burst", "--redis", server.url)
     assert run.ended() == 0
     assert "the append-only file is off" in run.text()
+
+
+# ------------------------------------------------------------------ for the eye
+
+
+def test_status_watch_goes_on_until_ctrl_c(cli: Cli, start: Start) -> None:
+    watch = start("status", "--watch", "--json", "--interval", "0.1")
+    wait_until(lambda: len(watch.text().splitlines()) >= 3)
+    watch.signal(signal.SIGINT)
+    assert watch.ended() == 130
+    assert json.loads(watch.text().splitlines()[0])["running"] == 0
+
+
+def on_terminal(cli: Cli, *args: str, until: bytes = b"") -> bytes:
+    """What a command writes to a terminal; with `until`, Ctrl-C is pressed once that is there."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, *args], env=environment(cli.env), stdin=slave, stdout=slave, stderr=slave, close_fds=True
+    )
+    os.close(slave)
+    said = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # nobody has the other end open any more
+            break
+        said += part
+        if until and until in said:
+            process.send_signal(signal.SIGINT)
+            until = b""
+    os.close(master)
+    process.wait(20)
+    return said
+
+
+def test_a_long_submission_shows_a_bar_on_a_terminal(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "jobs").write_text('{"type": "A"}\n' * 20_000)
+    said = on_terminal(cli, "submit", "--file", "jobs")
+    assert b"submitting" in said and b"20,000 jobs" in said
+    assert b"20,000 created" in said
+    assert b"submitting" not in on_terminal(cli, "submit", "--file", "jobs", "--json")
+
+
+def test_status_watch_on_a_terminal_shows_rates(cli: Cli) -> None:
+    said = on_terminal(cli, "status", "--watch", "--interval", "0.1", until=b"per second")
+    assert b"no worker runs" in said and b"interrupted" in said
 
 
 # ------------------------------------------------------------------ mistakes

@@ -145,6 +145,12 @@ def test_of_short_coroutines_as_many_as_will_have_started_within_the_quantum() -
     assert keep((b"FAST_IO", 1_000), free_slots=10, held_ms=99)[:2] == (10, 1 * MS)
 
 
+def test_coroutines_that_were_not_measured_often_enough_count_as_long() -> None:
+    for seen, jobs in ((SLOTS - 1, 3), (SLOTS, 50)):
+        admission = Admission({b"T": Fake(1.0 * MS, seen, is_async=True)}, quantum_ns=QUANTUM, slots=SLOTS)
+        assert admission.keep([(b"T", 100)], held_ns=0, free_slots=3, must=True).jobs == jobs
+
+
 def test_coroutines_count_for_what_follows_them() -> None:
     assert keep((b"FAST_IO", 30), (b"MS", 9), free_slots=10)[:2] == (32, 5 * MS)
     assert keep((b"NEW_IO", 3), (b"MS", 9), free_slots=10)[:2] == (8, 5 * MS)
@@ -193,6 +199,8 @@ def test_pieces_of_several_types_have_equal_work() -> None:
     assert pieces == (1, 10 + 100 + 2)  # a 32nd of the work is 31 ms: the second, and all the rest
     assert keep((b"MS3", 4), (b"MS", 4), held_ms=99)[2] == (2, 6)
     assert keep((b"MS3", 4), (b"MS", 5), held_ms=99)[2] == (2, 2, 5)
+    assert keep((b"MS", 10), (b"MS3", 5), held_ms=99)[2] == (5, 5, 2, 3)
+    assert keep((b"NOOP", 10), (b"MS", 25))[2] == (6, 5, 5, 5)  # all that is left is of one type
     assert keep((b"MS3", 4), (b"MS", 1), held_ms=99)[2] == (2, 3)  # less than a quantum joins what is before
 
 
@@ -243,15 +251,20 @@ def cost_of(key: bytes) -> float:
 # --- frames that need no look ---
 
 
-def test_quick_is_for_tasks_that_are_all_known_to_be_short() -> None:
+def test_quick_is_for_types_that_are_known_to_be_short() -> None:
     known = {b"A": Fake(500.0), b"B": Fake(1_000.0)}
     admission = Admission(known, quantum_ns=QUANTUM)
-    assert admission.quick(1_000, 0) == 1_000
-    assert admission.quick(10_000, 0) == 1_000
-    assert admission.quick(10_001, 0) is None
-    assert admission.quick(5_000, QUANTUM) == 1_000
-    assert admission.quick(5_001, QUANTUM) is None
+    both = {b"A", b"B"}
+    assert admission.quick(both, 1_000, 0) == 1_000
+    assert admission.quick({b"A"}, 1_000, 0) == 500
+    assert admission.quick(both, 10_000, 0) == 1_000
+    assert admission.quick(both, 10_001, 0) is None
+    assert admission.quick(both, 5_000, QUANTUM) == 1_000
+    assert admission.quick(both, 5_001, QUANTUM) is None
     for odd in (Fake(1.0, 584), Fake(1.0, 584, is_async=True), Fake(-1.0, 0)):
-        assert Admission(known | {b"C": odd}, quantum_ns=QUANTUM).quick(1, 0) is None
+        admission = Admission(known | {b"C": odd}, quantum_ns=QUANTUM)
+        assert admission.quick(both | {b"C"}, 1, 0) is None
+        assert admission.quick(both, 1, 0) == 1_000  # not fetched: it says nothing
+    assert admission.quick({b"UNKNOWN"}, 1, 0) is None
     slow = Fake(1e6, is_async=True)
-    assert Admission(known | {b"C": slow}, quantum_ns=QUANTUM, slots=100).quick(1, 0) == 10_000
+    assert Admission(known | {b"C": slow}, quantum_ns=QUANTUM, slots=100).quick(both | {b"C"}, 1, 0) == 10_000

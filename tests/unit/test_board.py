@@ -324,6 +324,33 @@ def test_a_record_hides_what_lies_behind_it_from_an_earlier_life(rig: Rig) -> No
     assert [(index, status) for _, index, status, _, _ in rig.records()] == [(3, layout.OUT_DONE)]
 
 
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (0, 1), (0, 39), (0, layout.HALF_BYTES + 1), (0, (1 << 32) - 1),  # length
+        (32, 1 << 20), (32, (1 << 32) - 1), (36, (1 << 32) - 1), (36, 30),  # of error and result
+    ],
+)  # fmt: skip
+def test_the_reader_stops_at_what_is_no_record(rig: Rig, at: int, value: int) -> None:
+    """A user's code may write anywhere in its process, the board included."""
+    row = rig.slot.open_row(ID, 0, 4, 0)
+    for index in range(3):
+        rig.slot.record(row, index, layout.OUT_DONE, error=b"12345", result=b"6789")
+    start = layout.O_HALVES
+    (length,) = struct.unpack_from("<I", rig.view._bytes, start)
+    struct.pack_into("<I", rig.view._bytes, start + length + at, value)
+    found = rig.backend.records_of(rig.view._bytes, start)
+    assert found == [(row, 0, layout.OUT_DONE, 0, 0, 0, b"12345", b"6789")]
+
+
+def test_a_half_must_lie_in_the_slot(rig: Rig) -> None:
+    last = layout.SLOT_BYTES - layout.HALF_BYTES
+    assert rig.backend.records_of(rig.view._bytes, last) == []
+    for start in (-8, 4, last + 8, 1 << 40):
+        with pytest.raises(ValueError, match="too small"):
+            rig.backend.records_of(rig.view._bytes, start)
+
+
 def test_records_of_a_row_that_is_free_belong_to_nobody(rig: Rig) -> None:
     first, second = rig.slot.open_row(ID, 0, 2, 0), rig.slot.open_row(frame_id(2), 0, 2, 0)
     rig.slot.record(first, 0, layout.OUT_DONE, result=b"1")

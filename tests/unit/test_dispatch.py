@@ -5,6 +5,7 @@ import contextvars
 import gc
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import groupby
@@ -392,7 +393,7 @@ def test_several_leases_and_several_types_in_order(rig: Rig) -> None:
     assert runner.run(leases, 0, 60 * SECOND) == (hot.RUN_ENDED, 6, 15)
     assert got == expected
     assert all(lease.ended() and lease.to_settle() for lease in leases)
-    assert all(lease.started_ms <= lease.finished_ms for lease in leases)
+    assert all(0 < lease.started_ms <= lease.finished_ms for lease in leases)
     assert {name: words[layout.T_COMPLETED // 8] for name, words in rig.view.tasks()} == {
         "A": 5,
         "B": 7,
@@ -920,6 +921,56 @@ class Callable2:
         return k * 2
 
 
+class Result:
+    """No JSON, and known by name."""
+
+
+def test_nothing_of_what_ran_stays_in_memory(rig: Rig) -> None:
+    async def task(k: int) -> Any:
+        await Parked()
+        if k:
+            raise ValueError
+        return Result()
+
+    def plain(k: int) -> Any:
+        if k:
+            raise ValueError
+        return Result()
+
+    rig.task(task, "ASYNC")
+    rig.task(plain, "PLAIN")
+    runner = rig.runner(on_failure=lambda *_: None, on_result=lambda *_: None)
+    kinds = ("AsyncJob", "Lease", "Token", "coroutine", "ValueError", "traceback", "Result")
+
+    def live() -> dict[str, int]:
+        gc.collect()
+        counts = Counter(type(one).__name__ for one in gc.get_objects())
+        return {kind: counts[kind] for kind in kinds}
+
+    def life() -> None:
+        beside = Beside(runner)
+        beside.failed = SkipList()
+        payloads = [b'{"k":0}', b'{"k":1}', b'{"k":"x"}']
+        leases = [rig.lease([job(name, payload) for payload in payloads]) for name in ("PLAIN", "ASYNC")]
+        assert runner.run(leases, 0, SECOND)[0] == hot.RUN_ENDED
+        for one in beside.spawned:
+            contextvars.Context().run(end, one)
+        rig.slot.close_rows(leases)
+
+    life()
+    before = live()
+    for _ in range(50):
+        life()
+    after = live()
+    assert all(after[kind] < before[kind] + 10 for kind in kinds), (before, after)
+
+
+class SkipList(list[Any]):
+    """Forgets what is appended."""
+
+    def append(self, _: Any) -> None: ...
+
+
 def test_any_awaitable_will_do(rig: Rig) -> None:
     """Not only what `async def` makes."""
 
@@ -1195,6 +1246,38 @@ def test_a_lease_settled_in_part_is_not_settled_whole(rig: Rig) -> None:
 
 def test_plain_done_of_nothing(rig: Rig) -> None:
     assert rig.backend.plain_done([]) == ({}, [])
+
+
+# --- frames of one whose job has a record ---
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_recorded_ones_equals_the_contract(rig: Rig, seed: int) -> None:
+    rng = random.Random(seed)
+    runner = rig.runner()
+    leases = []
+    for number in range(150):
+        lease = random_lease(rig, runner, rng, number)
+        if rng.random() < 0.7:
+            rig.slot.set_state(lease.row, lease.base, layout.JOB_RECORDED)
+        leases.append(lease)
+    groups: dict[Any, list[hot.Lease]] = {}
+    others = []
+    for lease in leases:
+        header = lease.header
+        fresh = not (header.attempts or header.crashes or lease.settling) and lease.tracked
+        if header.total == 1 and fresh and rig.states(lease) == "3" and len(lease.claims) == 1:
+            second, char = bucket_of(header.frame_id)
+            times = f"{lease.started_ms},{lease.finished_ms}"
+            value = f"C,1,0,{times},{header.lane},{codec.types(lease.frame)}".encode()
+            groups.setdefault((second, char, value), []).append(lease)
+        else:
+            others.append(lease)
+    before = [lease.settling for lease in leases]
+    assert rig.backend.recorded_ones(leases) == (groups, others)
+    assert [lease.settling for lease in leases] == before  # their records decide whether they are
+    assert len(groups) > 3
+    assert others
 
 
 # --- both backends write the same board ---

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import msgspec
 import pytest
 
+from tests.support.hotpath import BACKENDS, NAMES, Rig
 from tqe import errors
 from tqe.board import layout
 from tqe.registry import Task, task_options
@@ -184,6 +186,25 @@ def test_an_error_tells_where_it_was_raised(judge: Failures) -> None:
     assert 'raise ValueError("at the bottom")' in told["traceback"]
     assert told["traceback"].rstrip().endswith("ValueError: at the bottom")
     assert told["traceback"].count("deep(k - 1)") == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=NAMES)
+def test_a_traceback_begins_in_the_task_s_own_code(judge: Failures, backend: ModuleType) -> None:
+    rig = Rig(backend)
+    rig.task(lambda: deep(1))
+    told = []
+
+    def on_failure(_lease: Any, _index: int, _entry: Any, error: BaseException, _in_arguments: bool) -> None:
+        outcome = judge.judge(TASK, error, attempts=9, unknowns=0, rule=RULE, in_arguments=False)
+        told.append(json.loads(outcome.error))
+
+    rig.runner(on_failure=on_failure).run([rig.lease()], 0, 10**9)
+    lines = told[0]["traceback"].splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert __file__ in lines[1]
+    assert "<lambda>" in lines[1]
+    assert not [line for line in lines if "_dispatch" in line or "_pure_board" in line]
+    assert told[0]["where"].startswith(__file__)
 
 
 def test_of_a_deep_traceback_the_end_is_told(judge: Failures) -> None:

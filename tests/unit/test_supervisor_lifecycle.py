@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from tqe.board import layout
+from tqe.board.board import Board
 from tqe.errors import SettingsError
-from tqe.supervisor import process
-from tqe.supervisor.lifecycle import Backoff, Tuning, check_port, slots_of
+from tqe.settings import Settings
+from tqe.supervisor import affinity, process
+from tqe.supervisor.lifecycle import Backoff, Supervisor, Tuning, check_port, slots_of
 from tqe.supervisor.process import SOFT_SIGNAL, Death, signal_name
 
 S = 1_000_000_000
@@ -67,3 +70,69 @@ def test_numpy_draws_other_numbers_in_each_child(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "numpy", numpy)  # type: ignore[arg-type]
     process._reseed()
     assert seeds == [()]  # fresh entropy, no number of ours
+
+
+class Family:
+    """A supervisor whose children are numbers: forks are counted, deaths are told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, procs: int) -> None:
+        self.settings = Settings(procs=procs, redis_url="redis://127.0.0.1:1", grace_ms=600_000)
+        self.board = Board(slots_of(procs))
+        self.supervisor = Supervisor(
+            self.settings,
+            self.board,
+            work=lambda slot: 0,
+            steward=lambda: 0,
+            pins=affinity.plan(procs, pin=False),
+            tuning=Tuning(steward_stale_min_ns=10**15),
+        )
+        self.supervisor._steward_pid = 1_000_000
+        self._pids = iter(range(2_000_000, 3_000_000))
+        self._deaths: list[Death] = []
+        monkeypatch.setattr(process, "fork", lambda *args, **kwargs: next(self._pids))
+        monkeypatch.setattr(process, "reap", lambda own: self._deaths)
+        monkeypatch.setattr(process, "kill_group", lambda pid: None)
+
+    def look(self, *signals: int, dead: tuple[int, ...] = ()) -> None:
+        """One turn of the supervisor; those dead by SIGKILL are recovered by the next one."""
+        self._deaths = [Death(pid, signal.SIGKILL, 0) for pid in dead]
+        self.supervisor._once(list(signals))
+        for slot in self.board.in_state(layout.DEAD):
+            slot.set(layout.C_STATE, layout.RECOVERED)
+
+    @property
+    def pids(self) -> list[int]:
+        return sorted(self.supervisor._lives)
+
+    def get_ready(self) -> None:
+        for life in self.supervisor._lives.values():
+            life.slot.set(layout.C_READY, 1)
+            life.slot.put("completed", 1)
+            life.slot.set(layout.C_BEAT, 1 << 62)
+
+
+@pytest.mark.parametrize("draining", [True, False])
+def test_a_replacement_that_dies_leaves_as_many_workers_as_before(
+    monkeypatch: pytest.MonkeyPatch, draining: bool
+) -> None:
+    """The old worker drains for minutes, or was not told to yet, when the new one dies of its job."""
+    family = Family(monkeypatch, 1)
+    family.look()
+    (old,) = family.pids
+    family.get_ready()
+    family.look(signal.SIGHUP)
+    (new,) = set(family.pids) - {old}
+    family.get_ready()
+    if draining:
+        family.look()
+    family.look(dead=(new,))
+    family.look()
+    family.get_ready()
+    family.look()
+    family.look()
+    assert old in family.pids and len(family.pids) == 2, "the old one, and one in the place of the dead one"
+    family.look(dead=(old,))
+    for _ in range(3):
+        family.get_ready()
+        family.look()
+    assert len(family.pids) == 1

@@ -1,0 +1,1 @@
+"""Small parts under the stopwatch."""

@@ -1,0 +1,1 @@
+"""Figures of the duration model: what ordering gains on traces, and what scoring costs."""

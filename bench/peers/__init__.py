@@ -1,0 +1,1 @@
+"""The same work through other queues, side by side."""

@@ -1,0 +1,112 @@
+"""The tools of bench/: tables that nobody types, peers that fit their adapters, counts that can fail."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import counts
+from bench.peers import peers, table
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULT = ROOT / "bench" / "results" / "peers.json"
+
+
+def result(**more: Any) -> dict[str, Any]:
+    """Two rounds of two queues."""
+
+    def row(peer: str, turn: int, rate: float) -> dict[str, Any]:
+        figures = ("drain_worker_us", "drain_redis_us", "through_rate", "submit_rate", "submit_producer_us")
+        found = dict.fromkeys((*figures, "bytes_per_job", "p50_ms", "p99_ms"), 2.0)
+        return {"peer": peer, "procs": 1, "round": turn, "drain_rate": rate, **found}
+
+    peer = {"versions": {"x": "1.2.3"}, "guarantee": "g", "results": "r", "bulk": "b", "config": "c"}
+    return {
+        "taken": "2030-01-02T03:04:05+00:00",
+        "scale": 1.0,
+        "rounds": 2,
+        "quiet": True,
+        "persistence": "AOF everysec",
+        "machine": {"cpu": "a CPU", "cores": 2},
+        "versions": {"kernel": "Linux 6", "redis_server": "Redis 7.0.15"},
+        "peers": {"tqe": peer, "celery": peer},
+        "rows": [
+            row("celery", 0, 1_000),
+            row("tqe", 0, 500_000),
+            row("tqe", 1, 600_000),
+            row("celery", 1, 800),
+        ],
+        **more,
+    }
+
+
+def test_the_table_has_medians_ranges_and_ratios_within_a_round() -> None:
+    lines = table.tables(result()).splitlines()
+    ours = next(line for line in lines if line.startswith("| tqe 1.2.3"))
+    theirs = next(line for line in lines if line.startswith("| celery 1.2.3"))
+    assert "550,000 (500,000 to 600,000)" in ours
+    assert "900 (800 to 1,000)" in theirs
+    assert "625 (500 to 750)" in theirs  # 500,000 / 1,000 and 600,000 / 800
+    assert lines.index(ours) < lines.index(theirs)
+    assert "a CPU, 2 cores" in lines[0] and "2030-01-02" in lines[0]
+
+
+def test_a_busy_machine_a_short_run_and_a_failure_are_told() -> None:
+    assert "Not a result" not in table.tables(result())
+    assert "Not a result" in table.tables(result(quiet=False))
+    assert "Not a result" in table.tables(result(scale=0.1))
+    failed = result()
+    failed["rows"].append({"peer": "celery", "procs": 1, "round": 2, "failed": "it broke"})
+    assert "Runs of celery failed" in table.tables(failed)
+
+
+def test_only_what_stands_between_the_marks_is_replaced() -> None:
+    document = f"above\n{table.BEGIN}\nold\n{table.END}\nbelow\n"
+    once = table.put("new", document)
+    assert once == f"above\n{table.BEGIN}\n\nnew\n\n{table.END}\nbelow\n"
+    assert table.put("new", once) == once
+    with pytest.raises(SystemExit, match="marks"):
+        table.put("new", "no marks")
+
+
+@pytest.mark.skipif(not RESULT.exists(), reason="no result of a run beside other queues is committed")
+def test_the_readme_says_what_the_committed_result_says() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert table.put(table.tables(json.loads(RESULT.read_text("utf-8"))), readme) == readme
+
+
+@pytest.mark.parametrize("peer", peers.load().values(), ids=lambda peer: peer.name)
+def test_each_peer_has_its_adapter_and_a_way_to_tell_that_it_is_done(peer: peers.Peer) -> None:
+    adapter = peers.HERE / peer.adapter
+    text = adapter.read_text("utf-8")
+    if adapter.suffix == ".py":
+        ast.parse(text)
+        assert "common.done()" in text and "common.timed(" in text and "common.main(" in text
+    assert peer.quiet or peer.counted
+    assert peer.instances in ("one", "each")
+    assert all("==" in spec for spec in peer.python[:1]), "the version of the queue itself is named"
+
+
+def test_every_adapter_is_used() -> None:
+    used = {peer.adapter for peer in peers.load().values()}
+    assert {path.name for path in peers.HERE.glob("use_*")} == used
+
+
+def test_an_unknown_peer_is_refused_by_name() -> None:
+    with pytest.raises(SystemExit, match="there is no peer nonsense; there are: tqe"):
+        peers.chosen(["tqe", "nonsense"])
+
+
+def test_counts_fail_above_the_tolerance_only(capsys: pytest.CaptureFixture[str]) -> None:
+    limit = 100 * (1 + counts.TOLERANCE)
+    assert counts.compare({"a": limit - 0.1, "b": 50.0, "new": 7.0}, {"a": 100.0, "b": 100.0}) == []
+    assert counts.compare({"a": limit + 0.1}, {"a": 100.0}) == ["a"]
+    assert "-50.0%" in capsys.readouterr().out
+
+
+def test_the_committed_counts_are_of_parts_that_there_are() -> None:
+    committed = json.loads(counts.COMMITTED.read_text()) if counts.COMMITTED.exists() else {}
+    for kind, figures in committed.items():
+        assert set(figures) <= set(counts.PARTS), kind
