@@ -6,7 +6,8 @@ from examples.quickstart import app, greet
 def main() -> None:
     """One job, a job with options, and ten thousand at once."""
     print(greet.submit(name="Ann").result(timeout=10))
-    print(app.submit("DIVIDE", {"a": 1, "b": 4}, priority="high", idempotency_key="quarter").result(timeout=10))
+    quarter = app.submit("DIVIDE", {"a": 1, "b": 4}, priority="high", idempotency_key="quarter")
+    print(quarter.result(timeout=10))
     jobs = greet.submit_many([{"name": f"No. {n}"} for n in range(10_000)])
     print(f"{jobs.created} jobs created; the last one says: {jobs[-1].result(timeout=30)}")
 

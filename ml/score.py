@@ -129,8 +129,8 @@ class Booster:
 class Scorer:
     """Predicts mean durations for batches of jobs: model, else hierarchical mean, else None. Never raises.
 
-    `chain` limits the mean to its first levels: 1 where the gate chose the mean per type. `fallbacks` counts by
-    reason what was not answered by the rung that should have: columns, library, value, slow.
+    `chain` limits the mean to its first levels: 1 where the gate chose the mean per type. `fallbacks` counts
+    by reason what was not answered by the rung that should have: columns, library, value, slow.
     """
 
     def __init__(

@@ -156,9 +156,15 @@ class JobRunner:
 
     def hold_outcomes(self) -> None:
         """From now on outcomes of jobs beside others wait: the halves of the outcome area are being sorted
-        out."""
+        out.
+
+        Meanwhile the board says that something runs beside others even if nothing does: who has ended looks
+        as if it ran, and would be charged for a death of which it is innocent.
+        """
         if self.native.late is None:
             self.native.late = []
+            self.native.active.add(self)
+            self._view.set(layout.C_ASYNC, len(self.native.active))
 
     def release_outcomes(self) -> None:
         """Write the outcomes that have waited."""
@@ -168,6 +174,9 @@ class JobRunner:
             write()
         for job, result, error, in_arguments in beside or ():
             self.beside.conclude(job, result, error, in_arguments)
+        if beside is not None:
+            self.native.active.discard(self)
+            self._view.set(layout.C_ASYNC, len(self.native.active))
         if late or beside:
             self._tell_again()
 

@@ -208,3 +208,35 @@ def test_a_hard_limit_holds_beside_others_too(rig_of: Callable[..., Rig], kind: 
     assert "crashes" not in rig.told(one) or rig.told(one)["crashes"] == 0
     assert rig.journal.count("began")[kind] == 1
     finish(rig)
+
+
+# ------------------------------------------------------------------ deaths while outcomes wait
+
+
+def test_who_ended_while_redis_was_away_is_not_charged_for_a_kill(
+    make_redis: Callable[..., RedisServer], rig_of: Callable[..., Rig]
+) -> None:
+    """Its outcome waits in memory and it runs again; but when the worker is killed meanwhile, nothing ran."""
+    server = make_redis()
+    rig = rig_of(server=server, lease_ms=2_000)
+
+    @rig.app.task("A", max_retries=0)
+    async def a() -> None:
+        rig.journal("began", 1)
+        await asyncio.sleep(5 if rig.journal.count("began")[1] == 1 else 0)
+        rig.journal("ended", 1)
+
+    worker = rig.worker()
+    handle = rig.submit("A")
+    wait_until(lambda: rig.journal.notes("began"), 5, "it runs")
+    server.pause()
+    wait_until(lambda: rig.journal.notes("ended"), 10, "it has ended")
+    time.sleep(0.3)
+    worker.kill()
+    server.resume()
+    rig.steward()
+    worker.bury()
+    rig.worker()
+    handle.result(timeout=10)
+    assert "crashes" not in rig.told(handle), rig.told(handle)
+    finish(rig)

@@ -45,7 +45,7 @@ def test_a_high_job_waits_at_most_for_the_running_low_one(rig: Rig) -> None:
         time.sleep(ms / 1000)
 
     rig.worker()
-    rig.frame("JOB", [{"n": n, "ms": 20} for n in range(100)], priority="low")
+    rig.frame("JOB", [{"n": n, "ms": 20} for n in range(60)], priority="low")
     rig.frame("JOB", [{"n": 100 + n, "ms": 20} for n in range(20)], priority="normal")
     began(rig, 100)
     began(rig, 105)
@@ -69,7 +69,7 @@ def test_a_high_job_waits_at_most_for_the_running_low_one(rig: Rig) -> None:
     order = [note.words[1] for note in rig.journal.notes("began") if note.words[1] < 1_000]
     first_low = next(at for at, n in enumerate(order) if n < 100)
     assert all(n >= 100 for n in order[:first_low]) and sum(n < 100 for n in order[: 20 + first_low]) <= 20
-    assert Counter(order) == dict.fromkeys(range(120), 1)
+    assert Counter(order) == dict.fromkeys((*range(60), *range(100, 120)), 1)
     finish(rig)
 
 
@@ -125,15 +125,15 @@ def test_an_idle_worker_is_cheap_and_wakes_at_once(rig: Rig) -> None:
     wait_until(lambda: worker.view.get(layout.C_PHASE) == layout.PHASE_IDLE, 5)
     before = rig.redis.info("stats")["total_commands_processed"]
     cpu = _cpu_s(worker)
-    pass_time(3)
+    pass_time(2)
     commands = rig.redis.info("stats")["total_commands_processed"] - before - 1
     # A script's own commands count too: a fetch that finds nothing has some twenty. Calls are what a server
     # feels.
     calls = rig.redis.info("commandstats")
-    assert calls["cmdstat_blpop"]["calls"] <= 6
-    assert commands <= 3 * 40, commands
-    assert worker.counter("fetches") <= 9
-    assert _cpu_s(worker) - cpu < 0.09
+    assert calls["cmdstat_blpop"]["calls"] <= 5
+    assert commands <= 2 * 40, commands
+    assert worker.counter("fetches") <= 8
+    assert _cpu_s(worker) - cpu < 0.06
     waits_ms = []
     for n in range(20):
         pass_time(0.03)
@@ -161,13 +161,13 @@ def test_idle_workers_together_send_few_commands(rig: Rig) -> None:
         wait_until(lambda worker=worker: worker.view.get(layout.C_PHASE) == layout.PHASE_IDLE, 5)
     pass_time(0.3)
     rig.redis.config_resetstat()
-    pass_time(3)
+    pass_time(2)
     calls = {
         name: stat["calls"]
         for name, stat in rig.redis.info("commandstats").items()
         if name in ("cmdstat_blpop", "cmdstat_evalsha", "cmdstat_eval")
     }
-    assert sum(calls.values()) / 3 / 4 < 5, calls
+    assert sum(calls.values()) / 2 / 4 < 5, calls
     finish(rig)
 
 
@@ -214,30 +214,30 @@ def test_a_drain_gives_back_what_was_not_started(rig: Rig) -> None:
         await asyncio.sleep(0.2)
 
     worker = rig.worker()
-    rig.frame("JOB", [{"n": n} for n in range(3_000)])
+    rig.frame("JOB", [{"n": n} for n in range(2_000)])
     began(rig, 500)
     assert worker.drain() == 0
     assert rig.leases() == {} and rig.incarnations() == []
     books = rig.books()
     assert books.problems() == []
     ran = rig.journal.count("began")
-    assert books.states() == {"completed": len(ran), "queued": 3_000 - len(ran)}
-    assert 0 < len(ran) < 3_000 and set(ran.values()) == {1}
+    assert books.states() == {"completed": len(ran), "queued": 2_000 - len(ran)}
+    assert 0 < len(ran) < 2_000 and set(ran.values()) == {1}
     for frame in rig.redis.zrange(rig.keys.sorted("normal"), 0, -1):
         header = codec.parse(frame)
         assert (header.run, header.attempts, header.crashes, header.reaps) == (0, 0, 0, 0)
     worker = rig.worker()
-    rig.frame("ASYNC", [{"n": 3_000 + n} for n in range(300)])
-    began(rig, 3_050, 10)
+    rig.frame("ASYNC", [{"n": 2_000 + n} for n in range(200)])
+    began(rig, 2_050, 10)
     assert worker.drain() == 0
     books = rig.books()
     assert books.problems() == []
     ran = rig.journal.count("began")
-    assert books.states() == {"completed": len(ran), "queued": 3_300 - len(ran)}
+    assert books.states() == {"completed": len(ran), "queued": 2_200 - len(ran)}
     assert set(ran.values()) == {1}
     rig.worker()
     rig.wait_ended()
-    assert rig.journal.count("began") == dict.fromkeys(range(3_300), 1)
+    assert rig.journal.count("began") == dict.fromkeys(range(2_200), 1)
     finish(rig)
 
 
@@ -483,11 +483,11 @@ def test_timers_of_coroutines_do_not_wait_for_sync_jobs(rig_of: Callable[..., Ri
     worker = rig.worker()
     rig.frame("LIMITED", [{"n": n} for n in range(100)])
     began(rig, 99)
-    rig.frame("SYNC", [{"n": n} for n in range(2)])
+    rig.submit("SYNC", {"n": 0})
     wait_until(lambda: rig.journal.count("sync"), 5)
     rig.frame("LIMITED", [{"n": n} for n in range(100, 200)])
     stats = rig.wait_ended()
-    assert (stats["completed"], stats["dead"]) == (2, 200)
+    assert (stats["completed"], stats["dead"]) == (1, 200)
     starts = {note.words[1]: note.at_ns for note in rig.journal.notes("began")}
     late = {n: (note.at_ns - starts[n]) / 1e9 for note in rig.journal.notes("ended") for n in note.words[1:]}
     assert len(late) == 200

@@ -37,7 +37,12 @@ from tqe.worker.loop import Worker
 from tqe.worker.runner import JobRunner
 
 Patch = pytest.MonkeyPatch
-taken_away = pytest.mark.parametrize("protected", [True, False], ids=["protected", "taken_away"])
+ARMS = ["protected", "taken_away"]
+taken_away = pytest.mark.parametrize("protected", [True, False], ids=ARMS)
+# What takes seconds has its protected arm in test_worker_flow.py or test_worker_redis.py.
+slowly_taken_away = pytest.mark.parametrize(
+    "protected", [pytest.param(True, marks=pytest.mark.campaign), False], ids=ARMS
+)
 
 
 @pytest.fixture
@@ -123,7 +128,7 @@ def says(kind: str) -> Match:
     return match
 
 
-@taken_away
+@slowly_taken_away
 def test_a_takeover_makes_a_name_that_nobody_has_used(
     rig: Rig, proxy: Proxy, monkeypatch: Patch, protected: bool
 ) -> None:
@@ -173,7 +178,7 @@ class _Always:
 # ------------------------------------------------------------------ what a worker knows
 
 
-@taken_away
+@slowly_taken_away
 def test_a_worker_audits_what_redis_holds_for_it(rig: Rig, monkeypatch: Patch, protected: bool) -> None:
     if not protected:
         monkeypatch.setattr(Fetcher, "_audit", lambda self, hlen: None)
@@ -182,11 +187,11 @@ def test_a_worker_audits_what_redis_holds_for_it(rig: Rig, monkeypatch: Patch, p
     frame = planted(1)
     rig.redis.hset(rig.keys.processing(worker.incarnation), frame[4:45], frame)
     with contextlib.suppress(AssertionError):
-        wait_until(lambda: rig.journal.notes("began"), 3.5)
+        wait_until(lambda: rig.journal.notes("began"), 3)
     judge([] if rig.journal.notes("began") else ["a lease was never run"], protected)
 
 
-@taken_away
+@slowly_taken_away
 def test_no_job_starts_after_the_lease_has_ended(
     rig_of: Callable[..., Rig], monkeypatch: Patch, protected: bool
 ) -> None:

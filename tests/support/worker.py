@@ -301,7 +301,7 @@ class Books:
         if audit.dlq.keys() != audit.dlq_meta or audit.dlq.keys() != audit.dlq_index:
             yield "the parts of the dead-letter queue differ"
         waiting = {name: n for name, n in audit.depth_counted.items() if n}
-        if audit.depth != waiting:
+        if {name: n for name, n in audit.depth.items() if n} != waiting:
             yield f"depth says {audit.depth}, there are {waiting}"
         yield from self._totals()
 
