@@ -34,6 +34,9 @@ class AsyncClient:
     ) -> None:
         self.core = Core(settings, registry, self._handles)
         self.link = link or AsyncLink(settings)
+        self._registered = self.core.registry.get
+        self._encode = self.core.encoder.encode
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._routes: dict[str, _Route] = {}  # by type, of submissions that give no option
         self._trays: dict[tuple[str, bool], _Tray] = {}  # by lane, and whether tracked
         self._items: list[tuple[Item, _Promise]] = []
@@ -52,6 +55,7 @@ class AsyncClient:
             self._flush()
             await asyncio.gather(*self._sending, return_exceptions=True)
         await self.link.close()
+        self._loop = None
 
     async def run(self, steps: Steps[T]) -> T:
         """Carry out a procedure of the store."""
@@ -70,7 +74,8 @@ class AsyncClient:
         Submissions of one turn of the loop go out in shared frames; each caller gets its own outcome. A
         caller that is cancelled while it waits does not take its job back.
         """
-        loop = asyncio.get_running_loop()
+        # Asked for once: each look at the running loop is a system call.
+        loop = self._loop or self._begin()
         promise: _Promise
         if options:
             item = self.core.item(type_name, payload, options)
@@ -78,12 +83,12 @@ class AsyncClient:
             self._items.append((item, promise))
         else:
             route = self._routes.get(type_name) if type(type_name) is str else None
-            if route is None or route.task is not self.core.registry.get(type_name):
+            if route is None or route.task is not self._registered(type_name):
                 route = self._route(type_name)
-            encoded = self.core.encoder.encode(payload, route.task)
+            kind, task, tray = route
+            encoded = self._encode(payload, task)
             promise = loop.create_future()
-            tray = route.tray
-            tray.types.append(route.kind)
+            tray.types.append(kind)
             tray.payloads.append(encoded)
             tray.promises.append(promise)
         self._waiting += 1
@@ -92,6 +97,10 @@ class AsyncClient:
         elif self._waiting >= FLUSH_JOBS_MAX:
             self._flush()
         return await promise
+
+    def _begin(self) -> asyncio.AbstractEventLoop:
+        self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def _route(self, type_name: str) -> _Route:
         """Where submissions of the type go that give no option. Raises what refuses them."""
@@ -112,7 +121,7 @@ class AsyncClient:
         self._waiting = 0
         full = [tray.emptied() for tray in self._trays.values() if tray.payloads]
         items, self._items = self._items, []
-        task = asyncio.get_running_loop().create_task(self._send(full, items))
+        task = (self._loop or self._begin()).create_task(self._send(full, items))
         # The loop keeps only weak references: without this one the task could vanish half-way.
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)

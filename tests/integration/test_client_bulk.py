@@ -415,6 +415,17 @@ async def test_a_task_that_is_registered_later_is_checked_from_then_on(redis_ser
                 await client.submit(bad, {})  # type: ignore[arg-type]
 
 
+def test_a_client_that_was_closed_serves_another_loop(redis_server: RedisServer) -> None:
+    client = AsyncClient(Settings(redis_url=redis_server.url))
+
+    async def submit() -> int:
+        async with client:
+            await asyncio.gather(*(client.submit("A", {"n": n}) for n in range(3)))
+            return (await client.status()).totals["submitted"]
+
+    assert [asyncio.run(submit()) for _ in range(3)] == [3, 6, 9]
+
+
 async def test_a_mistake_of_ours_is_told_to_all_who_wait(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
