@@ -81,7 +81,7 @@ class _Wire(wire.Wire):
         super().__init__()
         self._blocked: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._overdue = False
+        self._suspect: Any = None  # the request that seemed overdue at the last look
 
     def call_in_pieces(self, call: Call, *, timeout_ms: int) -> asyncio.Future[Any]:
         """Send one call with large arguments, without copying them."""
@@ -127,9 +127,12 @@ class _Wire(wire.Wire):
         """A loop that was blocked runs its timers before it reads: so what seems overdue is looked at once
         more."""
         self._timer = None
-        overdue = bool(self._waiting) and clock.monotonic_ns() > self._waiting[0][2]
-        if overdue and self._overdue:
+        head = self._waiting[0] if self._waiting else None
+        if head is None or clock.monotonic_ns() <= head[2]:
+            self._suspect = None
+        elif self._suspect is head:
             self.check()
-        self._overdue = overdue
+        else:
+            self._suspect = head
         if self._waiting:
-            self._timer = self._loop.call_later(_AGAIN_S if overdue else _TICK_S, self._tick)
+            self._timer = self._loop.call_later(_AGAIN_S if self._suspect else _TICK_S, self._tick)

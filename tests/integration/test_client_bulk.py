@@ -3,16 +3,19 @@ way, lost replies of those, and that every caller gets its own outcome."""
 
 import asyncio
 import contextlib
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import redis
+import uvloop
 
 from tests.chaos.proxy import RESET, Proxy, Rule, runs
 from tests.support.hands import Hands
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import await_until
 from tqe import codec
 from tqe.client import AsyncClient, Client, JobHandles
 from tqe.errors import (
@@ -259,6 +262,8 @@ def test_an_interrupt_while_packing_leaves_no_reply_to_the_next_call(
         # An answer to somebody else's call would be no duplicate, or of the wrong shape.
         assert client.submit("A", {"n": -1}, idempotency_key="one").created is False
         assert handle.status() == "queued"
+    # Nor does the connection stay with nobody: a pool has only so many.
+    assert client.link.door().client.connection_pool._in_use_connections == set()  # type: ignore[attr-defined]
 
 
 def test_a_call_that_could_not_be_sent_is_told_by_finish(tmp_path: Any) -> None:
@@ -344,19 +349,37 @@ async def test_a_connection_that_died_is_replaced(
         assert (await client.status()).totals["submitted"] == 4
 
 
-async def test_an_overdue_reply_is_noticed_and_a_blocked_loop_is_not_taken_for_one(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_an_overdue_reply_is_noticed_and_a_blocked_loop_is_not_taken_for_one(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], None]
 ) -> None:
+    """A handler of another socket stands still; after it uvloop runs timers first, and reads then."""
     monkeypatch.setattr(doors, "_TIMEOUT_MS", 150)
     monkeypatch.setattr(doors, "_TICK_S", 0.05)
+    run(_be_overdue(proxy))
+
+
+async def _be_overdue(proxy: Proxy) -> None:
     door = AsyncProducerDoor(connect_async(proxy.url), proxy.url)
     call = Call("pause", (KEYS.void, KEYS.paused), ("high",))
     await door.run(call)
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+
+    def stand_still() -> None:
+        ours.recv(1)
+        threading.Event().wait(0.3)
+
+    loop.add_reader(ours, stand_still)
     for _ in range(3):
+        delayed = proxy.delay(runs(SCRIPTS["pause"].sha), 0.05)
         answer = asyncio.ensure_future(door.run(call))
-        await asyncio.sleep(0)
-        threading.Event().wait(0.3)  # the loop stands still, and the reply waits in the socket
+        await await_until(delayed.fired.is_set)
+        theirs.send(b"x")
         assert await answer == 0
+    loop.remove_reader(ours)
+    ours.close()
+    theirs.close()
     proxy.black_hole(runs(SCRIPTS["pause"].sha))
     with pytest.raises(RedisUnavailable) as caught:
         await door.run(call)
