@@ -644,7 +644,8 @@ def test_a_cancelled_job_wakes_who_waits_for_it(client: Client, redis_client: re
         handle = client.submit("A", {}, delay=100)
         thread = threading.Thread(target=wait)
         thread.start()
-        wait_until(lambda: redis_client.zscore(KEYS.waiting, handle.frame_id), what="the waiter is entered")
+        frame_id = handle.frame_id
+        wait_until(lambda: redis_client.zscore(KEYS.waiting, frame_id), what="the waiter is entered")  # noqa: B023
         cancelled = time.monotonic()
         assert handle.cancel() == "cancelled"
         thread.join()
