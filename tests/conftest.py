@@ -10,8 +10,8 @@ import redis
 from tests.support.fake_clock import FakeClock
 from tests.support.redis_server import Binary, RedisServer, binaries
 
-# A job of a shell's background is started with SIGINT ignored, and so would be all that we start: Ctrl-C could
-# not be tried. With a handler here, what we start begins with the default.
+# A shell's background job is started with SIGINT ignored, and so would be all that we start: Ctrl-C could not
+# be tried. With a handler here, what we start begins with the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Servers by binary name, started when a test first asks, stopped by pid at the end of the session.
