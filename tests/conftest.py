@@ -1,6 +1,7 @@
 """Fixtures that every test may use: private real Redis servers, emptied for each test."""
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -8,6 +9,10 @@ import redis
 
 from tests.support.fake_clock import FakeClock
 from tests.support.redis_server import Binary, RedisServer, binaries
+
+# A shell's background job is started with SIGINT ignored, and so would be all that we start: Ctrl-C could not
+# be tried. With a handler here, what we start begins with the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Servers by binary name, started when a test first asks, stopped by pid at the end of the session.
 _Servers = Callable[[Binary], RedisServer]

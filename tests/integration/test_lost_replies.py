@@ -577,7 +577,7 @@ def test_fetched_and_settled_in_silence(rig_of: Callable[..., Rig], proxy: Proxy
 
 @pytest.mark.parametrize("seed", [1, *seldom(*range(2, 42))])
 def test_a_storm(rig: Rig, proxy: Proxy, seed: int) -> None:
-    """Three workers, faults in any script at any moment, resyncs, flushed scripts: no job is lost or repeated."""
+    """Three workers, faults in any script at any moment, resyncs, flushes: nothing lost or repeated."""
     dice = random.Random(seed)
     tasks(rig)
     quick = range(300, 1_500)
