@@ -39,7 +39,7 @@ cdef enum:
     C_HALF = 232
     C_RETRIES = 240
     CONTROL_BYTES = 4096
-    TASKS_MAX = 64
+    TASKS_MAX = 512
     TASK_BYTES = 512
     TASK_NAME_BYTES = 64
     T_COMPLETED = 64
@@ -70,10 +70,10 @@ cdef enum:
     RECORD_HEADER_BYTES = 40
     OUT_DONE = 1
     O_TASKS = 4096
-    O_ROWS = 36864
-    O_BLOCKS = 167936
-    O_HALVES = 430080
-    SLOT_BYTES = 1478656
+    O_ROWS = 266240
+    O_BLOCKS = 397312
+    O_HALVES = 659456
+    SLOT_BYTES = 1708032
     # room that must be left before a job may start: its result, its error and the header fit (64 + 8 KiB, rounded up)
     ROOM_BYTES = 81920
 

@@ -5,6 +5,19 @@
 
 import msgspec
 
+import logging
+import os
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    static int tqe_forked = 0;
+    static void tqe_in_child(void) { tqe_forked = 1; }
+    static int tqe_watch_forks(void) { return pthread_atfork(0, 0, tqe_in_child); }
+    """
+    int tqe_forked
+    int tqe_watch_forks()
+
 cdef extern from "Python.h":
     object PyObject_CallOneArg(object f, object a)
     object PyObject_Call(object f, object args, object kwargs)
@@ -18,7 +31,7 @@ cdef enum:
     MODE_FIELDS = 0
     MODE_STRUCT = 1
     MODE_KWARGS = 2
-    ARGS_MAX = 64
+    ARGS_MAX = 255
     RUN_OF = 32
     TINY_NS = 10000
     # Why a walk ended.
@@ -40,6 +53,28 @@ RUN_BLOCKED = _BLOCKED  # the next job is a coroutine and no slot is free
 
 cdef tuple _EMPTY = ()
 _decode = msgspec.json.Decoder(dict).decode
+
+
+if tqe_watch_forks() != 0:
+    raise MemoryError("no room to watch forks")
+
+
+def end_if_forked(error=None):
+    """End this process if it is the child of a fork that a task made: coming back from the task it would go on as a second
+    worker, on the same connections and the same board. `error` is what the task raised."""
+    if tqe_forked:
+        end_child(error)
+
+
+cdef int end_child(object error) except -1:
+    code = 1
+    try:
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        else:
+            logging.getLogger("tqe.worker").error("a task forked, and the child came back from the task: it ends here")
+    finally:
+        os._exit(code & 0xFF)
 
 
 @cython.final
@@ -573,6 +608,8 @@ cdef class Runner:
         cdef Entry entry
         for entry in entries.values():
             entry.bind(slot)
+        global tqe_forked
+        tqe_forked = 0  # whoever makes a runner is the worker
         self.slot = slot
         self.entries = entries
         self._on_failure = on_failure
@@ -815,9 +852,12 @@ cdef class Runner:
         try:
             result = call_task(entry, args)
         except BaseException as e:
+            end_if_forked(e)
             tqe_store(board + C_IN_USER, 0)
             self._on_failure(lease, index, entry, e, False)
             return None
+        if tqe_forked:
+            end_child(None)
         tqe_store(board + C_IN_USER, 0)
         if result is None or not lease._head.flags & FLAG_TRACKED:
             state[0] = JOB_DONE
@@ -962,8 +1002,11 @@ cdef class AsyncJob:
         tqe_plain(runner._board + C_STEP, runner._step)
         tqe_store(runner._board + C_IN_USER, runner._step)
 
-    cdef inline void _leave(self) noexcept:
+    cdef inline int _leave(self) except -1:
+        if tqe_forked:
+            end_child(None)
         tqe_store(self._runner._board + C_IN_USER, 0)
+        return 0
 
     cdef object _open(self):
         """Decode the payload and make the task's coroutine."""
@@ -1037,6 +1080,7 @@ cdef class AsyncJob:
             self._end(e.value, None, False)
             return None
         except BaseException as e:
+            end_if_forked(e)
             self._leave()
             self._end(None, e, False)
             return None

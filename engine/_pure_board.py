@@ -9,6 +9,8 @@ contract.
 
 from __future__ import annotations
 
+import logging
+import os
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from contextvars import ContextVar
@@ -38,7 +40,7 @@ C_ASYNC: Final = 216
 C_HALF: Final = 232
 C_RETRIES: Final = 240
 CONTROL_BYTES: Final = 4096
-TASKS_MAX: Final = 64
+TASKS_MAX: Final = 512
 TASK_BYTES: Final = 512
 TASK_NAME_BYTES: Final = 64
 T_COMPLETED: Final = 64
@@ -86,7 +88,7 @@ RUN_BLOCKED: Final = 6
 
 _MODE_STRUCT: Final = 1
 _MODE_KWARGS: Final = 2
-_ARGS_MAX: Final = 64
+_ARGS_MAX: Final = 255
 _RUN_OF: Final = 32
 _TINY_NS: Final = 10_000
 _BINS: Final = 24
@@ -697,6 +699,32 @@ def _done_key(lease: Lease) -> tuple[int, str, bytes]:
 _DIGITS: Final = bytes.maketrans(b"0123456789ABCDEFGHJKMNPQRSTVWXYZ", b"0123456789abcdefghijklmnopqrstuv")
 
 
+class _Worker:
+    """The process that is the worker: whoever made a runner last."""
+
+    pid = 0
+
+
+_worker: Final = _Worker()
+
+
+def end_if_forked(error: BaseException | None = None) -> None:
+    """End this process if it is the child of a fork that a task made: coming back from the task it would go
+    on as a second worker, on the same connections and the same board. `error` is what the task raised."""
+    if os.getpid() == _worker.pid:
+        return
+    code = 1
+    try:
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        else:
+            logging.getLogger("tqe.worker").error(
+                "a task forked, and the child came back from the task: it ends here"
+            )
+    finally:
+        os._exit(code & 0xFF)
+
+
 @final
 class Runner:
     """Runs the jobs of leases: synchronous ones at once, on the calling thread, coroutines as tasks of its
@@ -719,6 +747,7 @@ class Runner:
     ) -> None:
         for entry in entries.values():
             entry.bind(slot)
+        _worker.pid = os.getpid()
         self.slot = slot
         self.entries = entries
         self.until_ns = 0  # end of the lease, CLOCK_BOOTTIME
@@ -1038,9 +1067,11 @@ class Runner:
         try:
             result = _call_task(entry, args)
         except BaseException as e:
+            end_if_forked(e)
             self.left()
             self._on_failure(lease, index, entry, e, False)
             return
+        end_if_forked()
         self.left()
         if result is None or not lease.tracked:
             lease.mark(index, JOB_DONE)
@@ -1151,12 +1182,15 @@ class AsyncJob:
                 self._coroutine = made if iscoroutine(made) else _awaited(made)
             value = self._coroutine.send(None) if thrown is None else self._coroutine.throw(thrown)
         except StopIteration as e:
+            end_if_forked()
             runner.left()
             self._end(e.value, None, False)
         except BaseException as e:
+            end_if_forked(e)
             runner.left()
             self._end(None, e, in_arguments and isinstance(e, Exception))
         else:
+            end_if_forked()
             runner.left()
             return value
         raise StopIteration

@@ -35,5 +35,9 @@ FETCH_BYTES_MAX: Final = 1024 * 1024
 IN_FLIGHT_FRAMES_MAX: Final = 2_000
 IN_FLIGHT_BYTES_MAX: Final = 4 * 1024 * 1024
 
+# What one app may have: the board keeps a block for each task, the hot path calls with that many arguments.
+TASKS_MAX: Final = 512
+PARAMETERS_MAX: Final = 255
+
 # A settled result lives in one half of a worker's outcome area until Redis has it, so it cannot be larger.
 RESULT_BYTES_CEILING: Final = 64 * 1024

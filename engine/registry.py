@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar
 import msgspec
 
 from tqe.errors import ArgumentsError, RegistrationError
+from tqe.formats import PARAMETERS_MAX, TASKS_MAX
 from tqe.job import check_retries, is_type_name, seconds_to_ms, timeout_to_ms
 
 P = ParamSpec("P")
@@ -169,6 +170,10 @@ class Registry:
                 f"task {task.name} is registered twice:"
                 f" in {place_of(first.func)} and in {place_of(task.func)}"
             )
+        if len(self._tasks) >= TASKS_MAX:
+            raise RegistrationError(
+                f"an app has at most {TASKS_MAX} tasks, {task.name} ({place_of(task.func)}) is one more"
+            )
         self._tasks[task.name] = task
         self._by_key[task.key] = task
 
@@ -291,6 +296,11 @@ def read_parameters(name: str, func: Callable[..., Any]) -> Parameters:
                 keyword_only.append(parameter)
             case _:
                 positional.append(parameter)
+    if len(positional) + len(keyword_only) > PARAMETERS_MAX:
+        raise RegistrationError(
+            f"task {name}: {place_of(func)} has more than {PARAMETERS_MAX} parameters;"
+            " take one struct, or **kwargs"
+        )
     hints = _hints(func)
     mode: Mode = "fields"
     struct = None

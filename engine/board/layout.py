@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from tqe import formats
+
 WORD: Final = 8
 MAGIC: Final = 0x4452414F42455154  # b"TQEBOARD" read as a little-endian word
 
@@ -98,7 +100,7 @@ RECYCLE_NONE, RECYCLE_JOBS, RECYCLE_MEMORY = 0, 1, 2
 PHASES: Final = ("starting", "idle", "busy", "draining", "resyncing")
 
 # Tasks: one block a task.
-TASKS_MAX: Final = 64
+TASKS_MAX: Final = formats.TASKS_MAX
 TASK_BYTES: Final = 512
 TASK_NAME_BYTES: Final = 64
 T_COMPLETED: Final = 64

@@ -36,6 +36,7 @@ recorded_ones = _backend.recorded_ones
 records_of = _backend.records_of
 types_of = _backend.types_of
 close_all = _backend.close_all
+end_if_forked = _backend.end_if_forked
 hold_all = _backend.hold_all
 names_of = _backend.names_of
 rows_of = _backend.rows_of
@@ -59,6 +60,7 @@ __all__ = [
     "Slot",
     "admit",
     "close_all",
+    "end_if_forked",
     "hold_all",
     "names_of",
     "plain_done",

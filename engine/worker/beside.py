@@ -219,8 +219,11 @@ class Beside:
             raise _Raised(e, in_arguments=True) from e
         job.thread = threading.get_ident()
         try:
-            return self._native.invoke(job.entry, arguments)
+            result = self._native.invoke(job.entry, arguments)
+            hot.end_if_forked()
+            return result
         except BaseException as e:
+            hot.end_if_forked(e)
             raise _Raised(e, in_arguments=False) from e
         finally:
             job.thread = 0

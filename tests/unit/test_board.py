@@ -528,7 +528,8 @@ def test_task_blocks_have_names_and_numbers(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"number": -1}, {"number": 64}, {"positional": ("a",) * 65}, {"name": "x" * 65}, {"name": ""}]
+    "wrong",
+    [{"number": -1}, {"number": 512}, {"positional": ("a",) * 256}, {"name": "x" * 65}, {"name": ""}],
 )
 def test_an_entry_that_does_not_fit_is_refused(rig: Rig, wrong: dict[str, Any]) -> None:
     fields = {

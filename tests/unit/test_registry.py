@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tqe.errors import ArgumentsError, InvalidOption, RegistrationError
+from tqe.formats import TASKS_MAX
 from tqe.registry import Registry, Task, TaskOptions, task_options
 
 
@@ -284,3 +285,18 @@ def test_what_a_task_says_of_itself() -> None:
     task: Callable[..., Any] = Task("X", documented)
     assert task.__doc__ == "It does." and task.__name__ == "documented"
     assert "<Task X: " in repr(task) and "documented" in repr(task)
+
+
+def test_more_tasks_than_a_worker_can_count_are_refused() -> None:
+    registry = Registry()
+    for n in range(TASKS_MAX):
+        registry.add(Task(f"T{n}", lambda: None))
+    with pytest.raises(RegistrationError, match="at most 512 tasks, ONE_MORE"):
+        registry.add(Task("ONE_MORE", lambda: None))
+
+
+def test_more_parameters_than_a_call_can_pass_are_refused() -> None:
+    made: dict[str, Any] = {}
+    exec(f"def wide({', '.join(f'a{k}' for k in range(256))}): ...", made)
+    with pytest.raises(RegistrationError, match="more than 255 parameters"):
+        Task("WIDE", made["wide"])
