@@ -39,6 +39,26 @@ class _Options(msgspec.Struct, frozen=True):
     expires_ms: _Number = 0
 
 
+class NoLoop:
+    """Inside of it the thread looks as if no event loop ran there, so that a synchronous job may run one of
+    its own: `asyncio.run` refuses inside of another."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[Any] | None = None
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task(self._loop)
+        if self._task is not None:
+            asyncio.tasks._leave_task(self._loop, self._task)
+        asyncio.events._set_running_loop(None)
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.events._set_running_loop(self._loop)
+        if self._task is not None:
+            asyncio.tasks._enter_task(self._loop, self._task)
+
+
 class JobRunner:
     """One worker's runner. `changed()` is called whenever something ended outside of `run_slice`."""
 
@@ -84,6 +104,7 @@ class JobRunner:
         )
         self._late: list[Callable[[], None]] = []  # outcomes that found no room
         self.full = False  # the outcome half has no room: settle before anything else runs
+        self._no_loop = NoLoop()
         self._blocked_ns = 0  # since when a job has been waiting for a slot or the helper
         self._rest_until_ns = 0
         self._ended_at_rest = 0
@@ -117,6 +138,10 @@ class JobRunner:
 
     def run_slice(self, slice_ns: int) -> int:
         """Run ready jobs for about so long; returns a hot.RUN_* code: why it stopped."""
+        with self._no_loop:
+            return self._run_slice(slice_ns)
+
+    def _run_slice(self, slice_ns: int) -> int:
         end = clock.boottime_ns() + slice_ns
         hold = self._hold
         while True:

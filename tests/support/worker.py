@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -349,4 +350,7 @@ def _alone(log: Path) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.closerange(3, 4096)
+    faulthandler.enable(file=2)
+    # Of connections that jobs leave open: raised while uvloop closes them, it ends the process.
+    warnings.simplefilter("ignore", ResourceWarning)
     logs.configure(level="info", stream=open(2, "w", buffering=1, closefd=False))  # noqa: SIM115
