@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -657,3 +659,42 @@ def test_a_storm_with_kills(rig_of: Callable[..., Rig], proxy: Proxy, seed: int)
     again = rig.journal.count("began") - ran
     assert sum(again.values()) <= kills, (again, kills)
     check(rig, Expected(ran + again, {"completed": 800}), *workers, ghosts=True)
+
+
+@pytest.mark.parametrize("seed", seldom(*range(1, 11)))
+def test_a_storm_of_frozen_workers(rig_of: Callable[..., Rig], proxy: Proxy, seed: int) -> None:
+    """SIGSTOP beyond the lease: others get the jobs, and who wakes up changes nothing. What had begun, or was
+    not settled yet, may run twice; each job still ends once."""
+    dice = random.Random(seed)
+    rig = rig_of(lease_ms=1_000)
+    tasks(rig)
+    rig.frame("LONG", [{"n": n} for n in range(400)])
+    rig.frame("ASYNC", [{"n": n} for n in range(400, 500)])
+    rig.frame("FLAKY", [{"n": n} for n in range(500, 530)])
+    rig.frame("VALUE", [{"n": n} for n in range(530, 1_000)])
+    rig.steward()
+    workers = [rig.worker(url=proxy.url) for _ in range(3)]
+    frozen: dict[int, float] = {}
+    until = time.monotonic() + 25
+    while (
+        sum(rig.stats().get(name, 0) for name in ("completed", "dead")) < 1_000 and time.monotonic() < until
+    ):
+        for pid, since in list(frozen.items()):
+            if time.monotonic() - since > 2.5:
+                os.kill(pid, signal.SIGCONT)
+                del frozen[pid]
+        free = [worker for worker in workers if worker.pid not in frozen]
+        if len(free) > 1 and dice.random() < 0.5:
+            victim = dice.choice(free)
+            os.kill(victim.pid, signal.SIGSTOP)
+            frozen[victim.pid] = time.monotonic()
+        if dice.random() < 0.3:
+            fault(proxy, dice.choice(MODES), runs(SCRIPTS[dice.choice(("fetch", "settle"))].sha))
+        time.sleep(dice.random() * 0.3)
+    proxy.clear()
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: sum(rig.stats().get(name, 0) for name in ("completed", "dead")) >= 1_000, 20)
+    ran = rig.journal.count("began")
+    assert ran.keys() == set(range(1_000))
+    check(rig, Expected(dict(ran), {"completed": 1_000}), *workers, ghosts=True)

@@ -112,6 +112,62 @@ def test_a_paused_lane_waits_and_the_others_go_on(rig: Rig) -> None:
     finish(rig)
 
 
+def test_a_lane_that_is_not_served_is_left_alone(rig_of: Callable[..., Rig]) -> None:
+    rig = rig_of(lanes=("high", "normal", "low", "bulk"))
+    narrow = rig_of(lanes=("bulk", "high"), default_lane="high")
+
+    @narrow.app.task("JOB")
+    def job(n: int) -> None:
+        narrow.journal("began", n)
+
+    for n, lane in enumerate(("low", "bulk", "normal", "high")):
+        rig.frame("JOB", [{"n": n}], priority=lane)
+    worker = narrow.worker()
+    rig.wait_ended(2)
+    pass_time(0.1)
+    # Its own order of lanes, too.
+    assert [note.words[1] for note in narrow.journal.notes("began")] == [1, 3]
+    assert worker.drain() == 0
+    books = rig.books()
+    assert books.problems() == [] and books.states() == {"queued": 2, "completed": 2}
+
+
+def test_what_others_have_measured_is_known_at_once(rig: Rig) -> None:
+    """A fresh worker cuts a frame of long jobs by their published mean, and keeps one of them."""
+
+    @rig.app.task("LONG")
+    def long(n: int) -> None:
+        time.sleep(0.02)
+
+    rig.redis.hset(rig.keys.means, "LONG", 20_000)
+    rig.frame("LONG", [{"n": n} for n in range(100)])
+    rig.worker()
+    wait_until(lambda: rig.redis.zcard(rig.keys.sorted("normal")), 5)
+    back = [codec.parse(frame) for frame in rig.redis.zrange(rig.keys.sorted("normal"), 0, -1)]
+    assert len(back) >= 25 and max(header.n for header in back) <= 4
+    rig.wait_ended()
+    finish(rig)
+
+
+def test_a_worker_that_is_used_up_says_so_and_goes_on(rig_of: Callable[..., Rig]) -> None:
+    """The supervisor replaces it when it likes."""
+    rig = rig_of(recycle_jobs=10)
+
+    @rig.app.task("JOB")
+    def job(n: int) -> None: ...
+
+    worker = rig.worker()
+    rig.frame("JOB", [{"n": n} for n in range(9)])
+    rig.wait_ended()
+    pass_time(0.25)
+    assert worker.view.get(layout.C_RECYCLE) == layout.RECYCLE_NONE
+    rig.frame("JOB", [{"n": n} for n in range(9)])
+    wait_until(lambda: worker.view.get(layout.C_RECYCLE) == layout.RECYCLE_JOBS, 5)
+    rig.frame("JOB", [{"n": n} for n in range(9)])
+    rig.wait_ended()
+    finish(rig)
+
+
 # ------------------------------------------------------------------ waking
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tests.chaos.proxy import HANG, Proxy, every, named, runs
 from tests.support.redis_server import RedisServer
@@ -359,3 +362,57 @@ def test_silence_towards_everything_is_survived(rig_of: Callable[..., Rig], prox
     rig.wait_ended(timeout=8)
     ran_once(rig, 300)
     finish(rig)
+
+
+# ------------------------------------------------------------------ addresses
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("user", ["", "worker"])
+def test_a_worker_logs_in_over_tcp_and_uses_its_database(
+    make_redis: Callable[..., RedisServer], rig_of: Callable[..., Rig], user: str
+) -> None:
+    port = free_port()
+    server = make_redis(port=str(port))
+    with contextlib.closing(server.client()) as admin:
+        if user:
+            admin.acl_setuser(
+                user, enabled=True, passwords=["+p@ss:word"], keys=["*"], channels=["*"], categories=["+@all"]
+            )
+        else:
+            admin.config_set("requirepass", "p@ss:word")
+        rig = rig_of(server, redis_url=f"redis://{user}:p%40ss%3Aword@127.0.0.1:{port}/3")
+        rig.redis = redis.Redis(port=port, db=3, username=user or None, password="p@ss:word")
+        load(rig)
+        worker = rig.worker(url=rig.settings.redis_url)
+        submit(rig, 40)
+        rig.wait_ended()
+        ran_once(rig, 40)
+        finish(rig)
+        assert worker.counter("takeovers") == 1
+        assert "p@ss" not in worker.told() and "p%40ss" not in worker.told()
+
+
+def test_a_wrong_password_is_told_without_it(
+    make_redis: Callable[..., RedisServer], rig_of: Callable[..., Rig]
+) -> None:
+    port = free_port()
+    server = make_redis(port=str(port))
+    rig = rig_of(server)
+    load(rig)
+    with contextlib.closing(server.client()) as admin:
+        admin.config_set("requirepass", "right")
+        worker = rig.worker(url=f"redis://:wrong@127.0.0.1:{port}/0", ready=False)
+        wait_until(lambda: worker.counter("reconnects") >= 2, 5)
+        assert (
+            "WRONGPASS" in worker.told() and "wrong@" not in worker.told() and ":wrong" not in worker.told()
+        )
+        worker.say(layout.STOP_NOW)
+        assert worker.wait(3) == 0
+        admin.config_set("requirepass", "")
