@@ -65,7 +65,8 @@ class Journal:
         if not self._path.exists():
             return []
         found = []
-        for line in self._path.read_text().splitlines():
+        # What stands behind the last newline is a line that is being written.
+        for line in self._path.read_text().rpartition("\n")[0].splitlines():
             at_ns, pid, *words = json.loads(line)
             if not word or words[0] == word:
                 found.append(Note(at_ns, pid, tuple(words)))
@@ -349,7 +350,12 @@ def _alone(log: Path) -> None:
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
-    os.closerange(3, 4096)
+    # Their numbers stay taken: an object of the parent's that is dropped here closes its file by number, and
+    # the journal of a job must not be behind it by then.
+    empty = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/dev/fd")):
+        if number > 2 and number != empty:
+            os.dup2(empty, number)
     faulthandler.enable(file=2)
     # Of connections that jobs leave open: raised while uvloop closes them, it ends the process.
     warnings.simplefilter("ignore", ResourceWarning)
