@@ -3,8 +3,10 @@
 import asyncio
 import contextvars
 import gc
+import importlib.util
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -14,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import tqe
 from tests.support.hotpath import BACKENDS, FOREVER, NAMES, T0_US, Rig, frame, frame_id, job
 from tests.support.waiting import await_until
 from tqe import codec
@@ -1399,3 +1402,70 @@ def test_both_backends_leave_the_same_board(seed: int) -> None:
     assert compiled[1]
     assert compiled[2]
     assert any(compiled[4][1])
+
+
+# --- what a worker does with leases by the hundred ---
+
+
+def test_names_rows_and_types_of_leases(rig: Rig) -> None:
+    a, b = rig.lease(3, number=1), rig.lease([job("B")], number=2)
+    mixed = rig.lease([job("A"), job("B")], number=3)
+    again = rig.lease([job("A"), job("B"), job("A")], number=4)
+    assert rig.backend.names_of([a, b]) == [a.name, b.name]
+    assert rig.backend.rows_of([b, a]) == [b.row, a.row]
+    assert rig.backend.types_of([a, b, a, b]) == {b"A", b"B"}
+    assert rig.backend.types_of([a]) == {b"A"}
+    assert rig.backend.types_of([]) == set()
+    assert rig.backend.types_of([rig.lease(2, number=5, options=b'{"timeout_ms":1}')]) == {b"A"}
+    for one in (mixed, again):
+        assert rig.backend.types_of([a, one]) is None
+
+
+def test_waits_are_counted_under_the_next_type(rig: Rig) -> None:
+    for name in "AB":
+        rig.task(lambda: None, name)
+    runner = rig.runner()
+    leases = [
+        rig.lease(4, number=1),
+        rig.lease([job("B")] * 3, number=2),
+        rig.lease([job("UNKNOWN")], number=3),
+    ]
+    leases += [rig.lease([job("A"), job("B")], number=4), rig.lease(number=5)]
+    runner.take(leases[3])  # its next one is of type B
+    runner.take(leases[4])  # nothing of it waits
+    leases[0].give_back(1)
+    rig.backend.waited(leases, runner.entries, T0_US + 5_000)
+    assert rig.bins("A", layout.T_WAIT_BINS) == {12: 1}
+    assert rig.bins("B", layout.T_WAIT_BINS) == {12: 4}
+    assert rig.task_words("B")[layout.T_WAIT_SUM_US // 8] == 20_000
+    rig.backend.waited(leases[:1], runner.entries, T0_US - 1)  # a clock that went back is no wait
+    assert rig.bins("A", layout.T_WAIT_BINS) == {0: 1, 12: 1}
+
+
+# --- which backend serves ---
+
+
+def test_both_backends_have_all_that_the_engine_uses() -> None:
+    fast, pure = BACKENDS
+    for name in set(hot.__all__) - {"MODES"}:
+        assert getattr(hot, name) is getattr(fast, name), "a silent fallback would cost two orders of speed"
+        assert type(getattr(fast, name)) in (int, type) or callable(getattr(pure, name))
+    for name in ("Slot", "Entry", "Lease", "Runner", "AsyncJob"):
+        theirs = {one for one in dir(getattr(fast, name)) if not one.startswith("_")}
+        ours = {one for one in dir(getattr(pure, name)) if not one.startswith("_")}
+        data = {one for one in theirs if not callable(getattr(getattr(fast, name), one))}
+        assert theirs - data <= ours, name
+        assert all(
+            getattr(getattr(pure, name), one).__doc__ for one in theirs - data - {"send", "throw", "close"}
+        )
+
+
+def test_the_twin_serves_where_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqe._fast", None)
+    monkeypatch.delattr(tqe, "_fast")
+    spec = importlib.util.spec_from_file_location("hot_without_extension", hot.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert all(getattr(module, name) is getattr(BACKENDS[1], name) for name in set(hot.__all__) - {"MODES"})
