@@ -144,6 +144,8 @@ class Worker:
 
     async def _turn(self) -> None:
         self._view.set(layout.C_BEAT, clock.boottime_ns())
+        # Before anything is looked at: whatever changes from here on ends the wait at the end of the turn.
+        self._changed.clear()
         if self._settler.trouble or self._fetcher.trouble:
             await self._take_over()
         try:
@@ -253,18 +255,14 @@ class Worker:
         pending = self._settler.unanswered
         while pending is not None and not pending.done:
             self._changed.clear()
-            if not pending.done:
-                await self._changed.wait()
+            await self._changed.wait()
             self._view.set(layout.C_BEAT, clock.boottime_ns())
+        self._changed.set()  # what else has changed meanwhile was not looked at in this turn
         self._read()
 
     async def _wait(self) -> None:
         """Nothing can run now: wait for a reply, a token, the end of a coroutine, or the next look at the
         board."""
-        self._changed.clear()
-        settle = self._settler.unanswered
-        if self._fetcher.answered or (settle is not None and settle.done):
-            return
         if self._fetcher.empty and not self._draining:
             await self._await_token()
         await self._changed.wait()
