@@ -11,9 +11,12 @@ from tests.support.worker import Rig, make_rig
 
 
 @pytest.fixture
-def rig_of(redis_server: RedisServer, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+def rig_of(
+    redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Rig]]:
     """`rig_of(**settings)` makes a rig on the shared server, or on another one given as `server`."""
     made: list[Rig] = []
+    failures = request.session.testsfailed
 
     def make(server: RedisServer = redis_server, **settings: Any) -> Rig:
         folder = tmp_path / f"rig-{len(made)}"
@@ -23,7 +26,7 @@ def rig_of(redis_server: RedisServer, tmp_path: Path) -> Iterator[Callable[..., 
 
     yield make
     for one in made:
-        one.close()
+        one.close(failed=request.session.testsfailed > failures)
 
 
 @pytest.fixture

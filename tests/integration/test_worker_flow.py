@@ -141,11 +141,11 @@ def test_what_others_have_measured_is_known_at_once(rig: Rig) -> None:
         time.sleep(0.02)
 
     rig.redis.hset(rig.keys.means, "LONG", 20_000)
-    rig.frame("LONG", [{"n": n} for n in range(100)])
+    rig.frame("LONG", [{"n": n} for n in range(40)])
     rig.worker()
     wait_until(lambda: rig.redis.zcard(rig.keys.sorted("normal")), 5)
     back = [codec.parse(frame) for frame in rig.redis.zrange(rig.keys.sorted("normal"), 0, -1)]
-    assert len(back) >= 25 and max(header.n for header in back) <= 4
+    assert len(back) >= 19 and max(header.n for header in back) <= 2
     rig.wait_ended()
     finish(rig)
 
@@ -177,24 +177,25 @@ def test_an_idle_worker_is_cheap_and_wakes_at_once(rig: Rig) -> None:
     def job(n: int) -> int:
         return n
 
-    worker = rig.worker()
+    workers = [rig.worker() for _ in range(2)]
     rig.submit("JOB", {"n": 0}).result(timeout=5)
-    wait_until(lambda: worker.view.get(layout.C_PHASE) == layout.PHASE_IDLE, 5)
-    before = rig.redis.info("stats")["total_commands_processed"]
-    cpu = _cpu_s(worker)
+    for worker in workers:
+        wait_until(lambda worker=worker: worker.view.get(layout.C_PHASE) == layout.PHASE_IDLE, 5)
+    pass_time(0.1)
+    rig.redis.config_resetstat()
+    cpu_s = [_cpu_s(worker) for worker in workers]
     pass_time(2)
-    commands = rig.redis.info("stats")["total_commands_processed"] - before - 1
-    # A script's own commands count too: a fetch that finds nothing has some twenty. Calls are what a server
-    # feels.
-    calls = rig.redis.info("commandstats")
-    assert calls["cmdstat_blpop"]["calls"] <= 5
-    assert commands <= 2 * 40, commands
-    assert worker.counter("fetches") <= 8
-    spent = _cpu_s(worker) - cpu
-    assert spent < 0.02, spent  # 1 %
+    calls = {
+        name: stat["calls"]
+        for name, stat in rig.redis.info("commandstats").items()
+        if name in ("cmdstat_blpop", "cmdstat_evalsha", "cmdstat_eval")
+    }
+    assert sum(calls.values()) / 2 / 2 < 5, calls  # a second and worker
+    spent_s = [_cpu_s(worker) - before for worker, before in zip(workers, cpu_s, strict=True)]
+    assert max(spent_s) < 0.02, spent_s  # 1 %
     waits_ms = []
     for n in range(20):
-        pass_time(0.03)
+        pass_time(0.02)
         sent = time.monotonic()
         assert rig.submit("JOB", {"n": n}).result(timeout=5) == n
         waits_ms.append((time.monotonic() - sent) * 1000)
@@ -204,27 +205,6 @@ def test_an_idle_worker_is_cheap_and_wakes_at_once(rig: Rig) -> None:
 
 def _cpu_s(worker: WorkerProcess) -> float:
     return int(Path(f"/proc/{worker.pid}/schedstat").read_text().split()[0]) / 1e9
-
-
-def test_idle_workers_together_send_few_commands(rig: Rig) -> None:
-    """Calls a second of one idle worker, as a server sees them."""
-
-    @rig.app.task("JOB")
-    def job() -> None: ...
-
-    workers = [rig.worker() for _ in range(4)]
-    for worker in workers:
-        wait_until(lambda worker=worker: worker.view.get(layout.C_PHASE) == layout.PHASE_IDLE, 5)
-    pass_time(0.3)
-    rig.redis.config_resetstat()
-    pass_time(2)
-    calls = {
-        name: stat["calls"]
-        for name, stat in rig.redis.info("commandstats").items()
-        if name in ("cmdstat_blpop", "cmdstat_evalsha", "cmdstat_eval")
-    }
-    assert sum(calls.values()) / 2 / 4 < 5, calls
-    finish(rig)
 
 
 def test_a_lost_token_costs_a_second_at_most(rig: Rig) -> None:
@@ -415,12 +395,12 @@ def test_a_frame_planted_in_a_live_workers_hash_runs(rig: Rig) -> None:
     worker = rig.worker()
     for n, load in ((0, False), (10, True)):
         if load:
-            rig.frame("BUSY", [{}] * 100)
+            rig.frame("BUSY", [{}] * 40)
         planted = make(n, 5)
         rig.redis.hset(rig.keys.processing(worker.incarnation), planted[4:45], planted)
         began(rig, n + 4, 5)
         wait_until(lambda: len(rig.leases().get(worker.incarnation, [])) <= 2, 5)
-    rig.wait_ended(110)
+    rig.wait_ended(50)
     assert rig.journal.count("began") == dict.fromkeys((*range(5), *range(10, 15)), 1)
     finish_untold(rig)
 

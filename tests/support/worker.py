@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -55,8 +56,8 @@ class Journal:
 
     def __call__(self, *words: Any) -> None:
         if self._owner != os.getpid():  # opened anew after a fork: the child has closed what it inherited
-            self._owner = os.getpid()
             self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            self._owner = os.getpid()  # last: another thread may write at this moment
         line = json.dumps([time.monotonic_ns(), os.getpid(), *words]) + "\n"
         os.write(self._fd, line.encode())
 
@@ -85,6 +86,7 @@ class WorkerProcess:
     view: SlotView
     log: Path
     code: int | None = None  # exit code once it has ended, negative for a signal
+    buried: bool = False  # its slot is not its own any more
 
     @property
     def incarnation(self) -> str:
@@ -125,6 +127,7 @@ class WorkerProcess:
     def bury(self) -> None:
         """What the supervisor does when a worker has ended: leave its slot to the steward."""
         code = self.wait()
+        self.buried = True
         self.view.set(layout.C_SIGNAL, -code if code < 0 else 0)
         self.view.set(layout.C_EXIT, max(code, 0))
         self.view.set(layout.C_STATE, layout.DEAD)
@@ -172,7 +175,8 @@ class Rig:
     def worker(self, *, url: str | None = None, ready: bool = True) -> WorkerProcess:
         """Fork a worker. `url`: where its Redis is, if it is not to be reached directly."""
         for ended in self.workers:
-            if not ended.running and ended.code == 0 and ended.view.get(layout.C_STATE) == layout.LIVE:
+            if not ended.running and ended.code == 0 and not ended.buried:
+                ended.buried = True
                 ended.view.set(layout.C_STATE, layout.FREE)  # it left in order: there is nothing to recover
         view = self.board.free_slot()
         assert view is not None, "the board has no free slot"
@@ -203,9 +207,13 @@ class Rig:
         )
         self._steward.start()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
+        """End everything. After a failure each worker says first what its threads are doing."""
         self.board.set(layout.H_STEWARD_STOP, 1)
         for worker in self.workers:
+            if failed and worker.running:
+                os.kill(worker.pid, signal.SIGUSR1)
+                time.sleep(0.1)
             worker.kill()
             print(f"--- worker {worker.view.number}, exit {worker.code}\n{worker.told()}", end="")
         if self._steward is not None:
@@ -357,6 +365,9 @@ def _alone(log: Path) -> None:
         if number > 2 and number != empty:
             os.dup2(empty, number)
     faulthandler.enable(file=2)
+    faulthandler.register(signal.SIGUSR1, file=2)
     # Of connections that jobs leave open: raised while uvloop closes them, it ends the process.
     warnings.simplefilter("ignore", ResourceWarning)
-    logs.configure(level="info", stream=open(2, "w", buffering=1, closefd=False))  # noqa: SIM115
+    # What asyncio and others say goes to sys.stderr, which is still the test runner's.
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    logs.configure(level="info")
