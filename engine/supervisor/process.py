@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Container
 from typing import Final, NamedTuple, NoReturn
 
@@ -24,10 +25,8 @@ EXIT_FAILED: Final = 1
 
 _PR_SET_PDEATHSIG: Final = 1
 _WATCHED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_UNHEARD_BY_CHILDREN: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _IGNORED_BY_CHILDREN: Final = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
     signal.SIGTTOU,  # a child is not in the terminal's foreground group; writing there must not stop it
     SOFT_SIGNAL,  # its default action is death; the worker installs its own handler when it is ready
 )
@@ -157,6 +156,35 @@ def _reset_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
     for ignored in _IGNORED_BY_CHILDREN:
         signal.signal(ignored, signal.SIG_IGN)
+    for unheard in _UNHEARD_BY_CHILDREN:
+        # Not SIG_IGN, which every program that a job starts would inherit: its terminate() would do nothing.
+        signal.signal(unheard, deaf)
+        signal.siginterrupt(unheard, False)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=_hear_again)
+
+
+def deaf(number: int, frame: object) -> None:
+    """A signal that is the supervisor's alone."""
+
+
+# Around a fork of a job's: a pool may end its process before the child has come to hear signals again.
+_mask = threading.local()
+
+
+def _hold_signals() -> None:
+    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, _UNHEARD_BY_CHILDREN)
+
+
+def _let_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+
+
+def _hear_again() -> None:
+    """In a process that a job has forked, which is none of ours."""
+    for number in _UNHEARD_BY_CHILDREN:
+        if signal.getsignal(number) is deaf:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _let_signals()
 
 
 def _die_with(parent: int) -> None:

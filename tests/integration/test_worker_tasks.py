@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import subprocess
+import time
 from typing import Any
 
 from tests.support.waiting import wait_until
@@ -103,7 +105,20 @@ def test_jobs_start_processes(rig: Rig) -> None:
         process = await asyncio.create_subprocess_exec("echo", str(n), stdout=asyncio.subprocess.PIPE)
         return (await process.communicate())[0].decode().strip()
 
+    @rig.app.task("ENDED")
+    def ended(n: int) -> list[int | None]:
+        program = subprocess.Popen(["sleep", "30"])
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+        child.start()
+        program.terminate()
+        child.terminate()
+        child.join(5)
+        return [program.wait(5), child.exitcode]
+
     worker = rig.worker()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(worker.pid, number)  # it does not hear them, and what it starts does
+    assert rig.submit("ENDED", {"n": 3}).result(timeout=5) == [-signal.SIGTERM, -signal.SIGTERM]
     assert rig.submit("POOL", {"n": 3}).result(timeout=5) == 3
     assert rig.submit("COMMAND", {"n": 3}).result(timeout=5) == "3"
     assert rig.submit("ACOMMAND", {"n": 3}).result(timeout=5) == "3"

@@ -151,7 +151,7 @@ def _open_files() -> list[str]:
 
 
 def _ignored(number: int) -> bool:
-    return signal.getsignal(number) == signal.SIG_IGN
+    return signal.getsignal(number) is process.deaf
 
 
 def main() -> int:
