@@ -115,6 +115,22 @@ class Link:
         except (RedisUnavailable, ScriptError, ValueError):
             return {}
 
+    async def cancels(self, frames: list[bytes]) -> dict[int, set[int]]:
+        """By position: indexes of these frames' jobs that somebody wants cancelled. Best effort, as every
+        such request is."""
+        if self._wire is None or not frames:
+            return {}
+        ids = [frame[4:30] for frame in frames]
+        try:
+            told = await self._wire.command("HMGET", self._keys.cancel, *ids, timeout_ms=self._timeout_ms)
+        except (RedisUnavailable, ScriptError):
+            return {}
+        return {
+            at: {int(index) for index in indexes.split(b",") if index}
+            for at, indexes in enumerate(told)
+            if indexes
+        }
+
     async def token(self) -> asyncio.Future[Any]:
         """Begin to wait for a wake token on the second connection; the future ends after a second at the
         latest."""

@@ -385,7 +385,8 @@ class Worker:
         self.runner.release_outcomes()
         # Coroutines may have ended meanwhile.
         self._hold.ended[:] = [lease for lease in self._hold if lease.ended()]
-        self._fetcher.take_in([frame for _, frame in unknown])
+        frames = [frame for _, frame in unknown]
+        self._fetcher.take_in(frames, cancels=await self._link.cancels(frames))
 
     def _reconcile(self, taken: working.Taken) -> list[tuple[bytes, bytes]]:
         """Match the leases of the hash with ours by containment; returns those that we never knew."""

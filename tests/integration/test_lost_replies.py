@@ -155,7 +155,7 @@ def tasks(rig: Rig) -> None:
 class Expected:
     """What a load must come to: executions by job, and how many jobs end in which state."""
 
-    def __init__(self, ran: dict[int, int], states: dict[str, int]) -> None:
+    def __init__(self, ran: dict[int, int] | None, states: dict[str, int]) -> None:
         self.ran = ran
         self.states = states
 
@@ -238,7 +238,8 @@ def check(rig: Rig, expected: Expected, *workers: WorkerProcess, ghosts: bool = 
     books = rig.books()
     assert books.problems(incarnations=len(rig.incarnations()) if ghosts else 0) == []
     assert books.states() == expected.states
-    assert rig.journal.count("began") == Counter(expected.ran)
+    if expected.ran is not None:
+        assert rig.journal.count("began") == Counter(expected.ran)
 
 
 SETTLES = [*((kind, 1) for kind in KINDS), ("returned", 2)]
@@ -436,7 +437,7 @@ def until_done(run: Callable[[], Any], tries: int = 5) -> int:
 @each_mode
 @pytest.mark.parametrize("script", ["takeover", "settle", "leave"])
 @pytest.mark.parametrize(
-    "kind", ["kept", *seldom("retry", "done", "result", "dead", "returned", "cancelled")]
+    "kind", ["kept", *seldom("retry", "done", "result", "dead", "returned")]
 )
 def test_recovery(rig: Rig, proxy: Proxy, kind: str, script: str, mode: str) -> None:
     """A worker that was killed at work; the job that ran, and no other, runs again."""
@@ -696,6 +697,5 @@ def test_a_storm_of_frozen_workers(rig_of: Callable[..., Rig], proxy: Proxy, see
     for pid in frozen:
         os.kill(pid, signal.SIGCONT)
     wait_until(lambda: sum(rig.stats().get(name, 0) for name in ("completed", "dead")) >= 1_000, 20)
-    ran = rig.journal.count("began")
-    assert ran.keys() == set(range(1_000))
-    check(rig, Expected(dict(ran), {"completed": 1_000}), *workers, ghosts=True)
+    check(rig, Expected(None, {"completed": 1_000}), *workers, ghosts=True)
+    assert rig.journal.count("began").keys() == set(range(1_000))
