@@ -1008,6 +1008,18 @@ cdef class AsyncJob:
         tqe_store(self._runner._board + C_IN_USER, 0)
         return 0
 
+    def mark(self):
+        """A step of a task that the job has started begins. False if that need not be told: the job's own step runs, of which
+        this one is a part, or the job is over, and its row may be another's."""
+        if tqe_load(self._runner._board + C_IN_USER) or self not in self._runner.active:
+            return False
+        self._enter()
+        return True
+
+    def unmark(self):
+        """The step that `mark` began is over."""
+        self._leave()
+
     cdef object _open(self):
         """Decode the payload and make the task's coroutine."""
         cdef object arguments

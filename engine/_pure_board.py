@@ -1165,6 +1165,21 @@ class AsyncJob:
             self._coroutine.close()
             self._coroutine = None
 
+    def mark(self) -> bool:
+        """A step of a task that the job has started begins. False if that need not be told: the job's own
+        step runs, of which this one is a part, or the job is over, and its row may be another's."""
+        runner = self._runner
+        if runner.slot.load(C_IN_USER) or self not in runner.active:
+            return False
+        runner.limits(self.entry, *self._limits)
+        runner.enter(self.lease, self.index)
+        return True
+
+    def unmark(self) -> None:
+        """The step that `mark` began is over."""
+        end_if_forked()
+        self._runner.left()
+
     def _step(self, thrown: BaseException | None) -> Any:
         runner = self._runner
         runner.limits(self.entry, *self._limits)

@@ -197,10 +197,12 @@ def crash_policy(slot: SlotView, crashes_max: int, now_ms: int) -> settling.Cras
     step, kind = slot.get(layout.C_IN_USER), slot.get(layout.C_KILL_KIND)
     # The kill took a moment: a job that began in between is not the one that was too slow.
     hit = kind == layout.KILL_HARD_LIMIT and step == slot.get(layout.C_KILL_STEP)
+    # A loop that stands still with none of its own steps running: the helper's job keeps it from running.
+    held_up = kind == layout.KILL_STUCK and not step and slot.get(layout.C_HELPER) != 0
     return settling.CrashPolicy(
         reason=death_of(slot),
         current=running(slot),
-        blame=kind == layout.KILL_NONE or hit,
+        blame=kind == layout.KILL_NONE or hit or held_up,
         hard_limit=hit,
         retries=slot.get(layout.C_RETRIES),
         crashes_max=crashes_max,

@@ -65,6 +65,7 @@ class Tuning:
     steward_stale_min_ns: int = _S  # its beat may be this old however short the lease
     stuck_min_ns: int = 10 * _S
     steward_stop_ns: int = 10 * _S  # to recover and to leave, once the workers are gone
+    turn_pause_ns: int = 30 * _S  # after a replacement that did not start
     gap_ns: int = _S  # a poll that comes later than this means that we were stopped ourselves
 
 
@@ -267,6 +268,7 @@ class Supervisor:
         self._start_failures = 0
         self._turn: _Turn | None = None
         self._recycle: deque[int] = deque()
+        self._turns_from_ns = 0
         self._stop: _Stop | None = None
         self._told: set[str] = set()
         self._signals: process.Signals | None = None
@@ -338,6 +340,7 @@ class Supervisor:
         )
         _log.info(f"SIGHUP: replacing the workers one by one; {picks}")
         self._recycle = deque(range(self.settings.procs))
+        self._turns_from_ns = 0
 
     # ------------------------------------------------------------------ births
 
@@ -545,7 +548,7 @@ class Supervisor:
         """SIGHUP: one worker at a time, the new one before the old one ends if there is a slot for it."""
         turn = self._turn
         if turn is None:
-            if not self._recycle:
+            if not self._recycle or now_ns < self._turns_from_ns:
                 return
             old = self._posts.get(self._recycle.popleft())
             if old is None or old.stop_at_ns is not None:
@@ -569,6 +572,10 @@ class Supervisor:
             self._posts[turn.old.number] = turn.old
             self._turn = None
             self._recycle.clear()
+            # Who asked to be replaced, because it has grown too large, say, is heard again after a while.
+            self._turns_from_ns = now_ns + self.tuning.turn_pause_ns
+            for life in self._lives.values():
+                life.recycling = False
         elif turn.old.stop_at_ns is None and (turn.new is None or turn.new.ready):
             self._drain(turn.old, now_ns + self.settings.grace_ms * _MS)
 

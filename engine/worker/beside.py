@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import ctypes
+import functools
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ from tqe.board.board import SlotView
 from tqe.codec import hot
 from tqe.errors import JobCancelled, SoftTimeLimit
 from tqe.store.settling import retry_rule
+from tqe.worker.children import mark_children
 from tqe.worker.failures import RetryRule
 
 log = logging.getLogger("tqe.worker")
@@ -92,9 +94,11 @@ class Beside:
         self.helped: HelpedJob | None = None
         self.helped_jobs = 0
         self._hard_at_s: dict[Job, float] = {}  # of jobs that were told to end: when that is over
+        mark_children(self._loop)
         native.beside(
             slots=slots,
-            spawn=self._loop.create_task,
+            # Not create_task: it would ask the factory of the tasks of jobs.
+            spawn=functools.partial(asyncio.Task, loop=self._loop),
             limit=self._limit,
             failed=failed,
             changed=changed,

@@ -146,13 +146,14 @@ class Worker:
         self._view.set(layout.C_BEAT, clock.boottime_ns())
         # Before anything is looked at: whatever changes from here on ends the wait at the end of the turn.
         self._changed.clear()
-        if self._settler.trouble or self._fetcher.trouble:
-            await self._take_over()
         try:
             self._read()
         except LOST as e:
             await self._lost(e)
             return
+        # After the replies: what they refuse is no longer ours, and nothing of it may start.
+        if self._settler.trouble or self._fetcher.trouble:
+            await self._take_over()
         code = self._run()
         if code == hot.RUN_STOP:
             self._obey()

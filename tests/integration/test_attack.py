@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
@@ -15,9 +19,11 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.worker import Rig
 from tqe import codec
+from tqe.board import layout
 from tqe.errors import JobFailed, ScriptError
 from tqe.job import IDS
 from tqe.store import wire
+from tqe.supervisor import process
 
 
 def finish(rig: Rig) -> None:
@@ -92,6 +98,129 @@ def test_jobs_that_are_cut_off_by_the_end_of_their_worker_are_not_charged(
         handle.result(timeout=5)
         told = rig.told(handle)
         assert told.get("attempts", 1) == 1 and "crashes" not in told
+    finish(rig)
+
+
+# ------------------------------------------------------------------ what a job's own tasks do
+
+
+CHILDREN = ["gather", "group", "wait_for", "late"]
+
+
+async def in_a_child(how: str, step: Callable[[], None]) -> None:
+    """Run the step in a task of the job's own."""
+
+    async def inner() -> None:
+        await asyncio.sleep(0)
+        step()
+
+    if how == "gather":
+        await asyncio.gather(inner(), asyncio.sleep(0.1))
+    elif how == "group":
+        async with asyncio.TaskGroup() as group:
+            group.create_task(inner())
+    elif how == "wait_for":
+        await asyncio.wait_for(inner(), 5)
+    else:
+        asyncio.get_running_loop().call_soon(lambda: tasks.append(asyncio.ensure_future(inner())))
+        tasks: list[asyncio.Future[None]] = []
+        await asyncio.sleep(0.2)
+        await tasks[0]
+
+
+@pytest.mark.parametrize("how", CHILDREN)
+def test_a_job_that_kills_its_worker_in_a_task_of_its_own_is_charged(rig: Rig, how: str) -> None:
+    """With nobody charged it would come back for ever, and take its neighbours with it each time."""
+
+    @rig.app.task("KILLER", max_retries=0)
+    async def killer() -> None:
+        rig.journal("killer", 1)
+        await in_a_child(how, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    @rig.app.task("NEIGHBOUR", max_retries=0)
+    async def neighbour() -> None:
+        rig.journal("neighbour", 1)
+        await asyncio.sleep(30 if rig.journal.count("neighbour")[1] == 1 else 0)
+
+    rig.steward()
+    worker = rig.worker()
+    beside = rig.submit("NEIGHBOUR")
+    wait_until(lambda: rig.journal.count("neighbour")[1], 5, "the neighbour runs")
+    one = rig.submit("KILLER")
+    worker.wait()
+    worker.bury()
+    wait_until(lambda: rig.told(one).get("crashes"), 5, "the killer is charged")
+    assert rig.told(one)["crashes"] == 1
+    assert not rig.told(beside).get("crashes")
+
+
+@pytest.mark.parametrize("how", CHILDREN)
+def test_a_task_of_a_jobs_own_that_blocks_the_loop_is_a_running_step_of_that_job(rig: Rig, how: str) -> None:
+    """What the supervisor sees of it, and where its limit signal raises."""
+
+    @rig.app.task("BLOCKS", timeout=30, max_retries=0)
+    async def blocks() -> str:
+        def block() -> None:
+            rig.journal("began", 1)
+            end = time.monotonic() + 20
+            while time.monotonic() < end:
+                time.sleep(0.01)
+
+        try:
+            await in_a_child(how, block)
+        except BaseException as e:
+            raised = e.exceptions[0] if isinstance(e, BaseExceptionGroup) else e
+            return type(raised).__name__
+        return "ran on"
+
+    worker = rig.worker()
+    one = rig.submit("BLOCKS")
+    wait_until(lambda: rig.journal.notes("began"), 5, "it blocks")
+    step = worker.view.get(layout.C_IN_USER)
+    assert step, "the board says that a step runs"
+    worker.view.set(layout.C_CONDEMN_KIND, layout.CONDEMN_SOFT)
+    worker.view.set(layout.C_CONDEMN_STEP, step)
+    os.kill(worker.pid, process.SOFT_SIGNAL)
+    assert one.result(timeout=5) == "SoftTimeLimit"
+    finish(rig)
+
+
+def test_a_task_that_outlives_its_job_is_nobodys(rig: Rig) -> None:
+    """Its job's row may be another lease's by then."""
+
+    @rig.app.task("LEAVES")
+    async def leaves() -> None:
+        async def on() -> None:
+            await asyncio.sleep(0.3)
+            rig.journal("on", 1)
+            time.sleep(0.5)
+            rig.journal("off", 1)
+
+        kept.append(asyncio.ensure_future(on()))
+
+    kept: list[asyncio.Future[None]] = []
+    worker = rig.worker()
+    rig.submit("LEAVES").result(timeout=5)
+    wait_until(lambda: rig.journal.notes("on"), 5, "what it left runs")
+    assert worker.view.get(layout.C_IN_USER) == 0
+    wait_until(lambda: rig.journal.notes("off"), 5, "it has ended")
+    finish(rig)
+
+
+def test_debuggers_and_libraries_see_the_coroutine_of_a_task(rig: Rig) -> None:
+    @rig.app.task("LOOKS")
+    async def looks() -> list[str]:
+        async def inner() -> list[str]:
+            await asyncio.sleep(0)
+            task = asyncio.current_task()
+            assert task is not None
+            coroutine: Any = task.get_coro()
+            return [coroutine.__name__, inspect.getcoroutinestate(coroutine), str("inner" in repr(task))]
+
+        return await asyncio.create_task(inner())
+
+    rig.worker()
+    assert rig.submit("LOOKS").result(timeout=5) == ["inner", inspect.CORO_RUNNING, "True"]
     finish(rig)
 
 

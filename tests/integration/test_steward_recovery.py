@@ -208,6 +208,25 @@ def test_who_dies_while_its_coroutines_wait_has_nobody_to_blame(scene: Scene) ->
     assert scene.delayed() == []
 
 
+@pytest.mark.parametrize("step", [0, 9])
+def test_who_holds_up_the_loop_from_the_helper_thread_is_charged(scene: Scene, step: int) -> None:
+    """Code that keeps the interpreter's lock for long stops the loop, and the worker is killed as stuck. If a
+    step of a coroutine ran as well, nobody knows which of the two it was."""
+    worker = scene.worker()
+    one = frame(1, 2)
+    scene.hold(worker.incarnation, one)
+    row = worker.lease(one)
+    worker.hands.set_state(row, 1, layout.JOB_STARTED)  # on the helper thread
+    worker.runs(row, 0)
+    worker.view.set(layout.C_IN_USER, step)
+    worker.view.set(layout.C_ASYNC, 2)
+    worker.view.set(layout.C_HELPER, (row + 1) << 32 | 1)
+    worker.view.set(layout.C_KILL_KIND, layout.KILL_STUCK)
+    worker.dies()
+    recover(scene)
+    assert scene.delayed() == ([] if step else ["1.1.1 run=1 crashes=1"])
+
+
 def test_who_dies_between_a_jobs_return_and_its_record_is_charged(scene: Scene) -> None:
     """A result whose encoding kills the process would otherwise come back for ever."""
     worker = scene.worker()

@@ -658,6 +658,33 @@ def test_each_step_of_a_coroutine_stands_on_the_board(rig: Rig) -> None:
     assert [result for *_, result in rig.records()] == [b'"aaa"', b'"bbb"']
 
 
+def test_a_step_of_a_task_that_a_job_has_started_is_marked_too(rig: Rig) -> None:
+    """Unless the job's own step runs, which stays marked, or the job is over."""
+    nested: list[bool] = []
+
+    async def task(k: int) -> None:
+        nested.append(beside.spawned[k].mark())
+        await Parked()
+
+    rig.task(task, timeout_ms=1, hard_ms=2, retries=3)
+    runner = rig.runner()
+    beside = Beside(runner)
+    lease = rig.lease([job(payload=b'{"k":0}'), job(payload=b'{"k":1}')])
+    run_all(runner, lease)
+    first, second = beside.spawned
+    second.send(None)
+    first.send(None)
+    assert nested == [False, False]
+    assert second.mark() is True
+    assert [rig.word(at) for at in WORDS] == [3, 3, lease.row, 1, 0, 1, 2, 3]
+    second.unmark()
+    assert rig.word(layout.C_IN_USER) == 0
+    end(second)
+    assert second.mark() is False
+    assert [rig.word(at) for at in (layout.C_IN_USER, layout.C_STEP)] == [0, 4]
+    end(first)
+
+
 def test_outcomes_of_coroutines(rig: Rig) -> None:
     async def task(k: int) -> Any:
         await Parked()

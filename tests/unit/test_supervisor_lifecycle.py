@@ -3,6 +3,7 @@
 import signal
 import socket
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -136,3 +137,28 @@ def test_a_replacement_that_dies_leaves_as_many_workers_as_before(
         family.get_ready()
         family.look()
     assert len(family.pids) == 1
+
+
+def test_who_asks_to_be_replaced_asks_again_when_the_replacement_did_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a worker that has grown too large would keep its memory for ever after one unlucky start."""
+    family = Family(monkeypatch, 1)
+    family.supervisor.tuning = replace(family.supervisor.tuning, turn_pause_ns=10**15)
+    family.look()
+    (old,) = family.pids
+    family.get_ready()
+    family.supervisor._lives[old].slot.set(layout.C_RECYCLE, layout.RECYCLE_MEMORY)
+    family.look()
+    family.look()
+    (new,) = set(family.pids) - {old}
+    family.look(dead=(new,))
+    family.look()
+    assert family.pids == [old]
+    for _ in range(3):
+        family.look()
+    assert family.pids == [old], "not at once"
+    family.supervisor._turns_from_ns = 0
+    family.look()
+    family.look()
+    assert len(family.pids) == 2
