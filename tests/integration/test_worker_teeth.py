@@ -208,7 +208,7 @@ def test_no_job_starts_after_the_lease_has_ended(
     rig.redis.hset(rig.keys.means, "JOB", 50)  # µs: a worker keeps the whole frame, and times each job
     slow = rig.worker()
     first = slow.incarnation
-    rig.frame("JOB", [{"n": 1, "s": 1.4}, *({"n": n, "s": 0} for n in range(2, 12))])
+    rig.frame("JOB", [{"n": 1, "s": 2.5}, *({"n": n, "s": 0} for n in range(2, 12))])
     wait_until(lambda: rig.journal.notes("began"), 5)
     wait_until(lambda: ended_lease(rig, first), 5)
     assert reap(rig, first) == 1
