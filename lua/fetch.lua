@@ -15,15 +15,19 @@
 -- ARGV[3]    jobs_max    int
 -- ARGV[4]    bytes_max   int
 -- ARGV[5]    frames_max  int
--- ARGV[6..]  lane, T_us for each lane: 0 is plain FIFO, else the bound by which a score may lie before `enqueued`
+-- ARGV[6]    window_jobs int, budget instead of jobs_max for the list of a lane that is ordered
+-- ARGV[7..]  lane, T_us for each lane: 0 is plain FIFO, else the bound by which a score may lie before `enqueued`
 -- moves      queued -> running
--- returns    {now_us, lease_end_ms, number of leases held now, cancels, frame...}; cancels is flat: position of a frame
---            (from 1), indexes of it that somebody wants cancelled. Error LEASE: the incarnation is not registered
+-- returns    {now_us, lease_end_ms, number of leases held now, cancels, left, frame...}; cancels is flat: position of a
+--            frame (from 1), indexes of it that somebody wants cancelled; left too: number of a lane with T of which
+--            something was taken (from 1), lowest key left in it. Error LEASE: the incarnation is not registered
 -- cost       O(frames), O(log of the sorted set) for each frame that came back or was scored
 -- oom:       runs
 --
 -- A list's head may be as urgent as `enqueued - T` (the lowest score that it could get), so that is its key when it
--- meets the sorted part; the sorted part wins ties. A first frame is always taken. What exceeds the budget goes back to
+-- meets the sorted part; the sorted part wins ties. What the list of an ordered lane brings is to be scored and mostly
+-- given back, so it has a budget of its own; who runs what is scored needs to know the lowest key that is left: nothing
+-- above it may run before. A first frame is always taken. What exceeds the budget goes back to
 -- where it was. What is no frame goes to quarantine before anything else touches it.
 --@include frame
 --@include bulk
@@ -37,7 +41,8 @@ local jobs_left, bytes_left, frames_left = tonumber(ARGV[3]), tonumber(ARGV[4]),
 
 redis.call('DEL', KEYS[1])
 local lanes = (#KEYS - 9) / 3
-local out, out_size = {now_number, now_ms + tonumber(ARGV[2]), 0, {}}, 4
+local out, out_size = {now_number, now_ms + tonumber(ARGV[2]), 0, {}, {}}, 5
+local window_left, left = tonumber(ARGV[6]), {}
 local held, held_size = {}, 0
 local damaged, newer = {}, {}
 local full, frames_first = false, frames_left
@@ -68,7 +73,7 @@ local function take(list, at, last, step)
     local n, verdict = frame(f)
     if n then
       local bytes = #f
-      if (n > jobs_left or bytes > bytes_left) and out_size > 4 then
+      if (n > jobs_left or bytes > bytes_left) and out_size > 5 then
         return at, jobs, true
       end
       jobs_left, bytes_left = jobs_left - n, bytes_left - bytes
@@ -84,6 +89,14 @@ local function take(list, at, last, step)
     at = at + step
   end
   return at, jobs, false
+end
+
+-- The lowest key of a lane: its list's head f and its lowest score are given if they are known.
+local function lowest_key(queue, sorted, bound_us, f, score)
+  f = f or redis.call('LINDEX', queue, 0)
+  score = tonumber(score or redis.call('ZRANGE', sorted, 0, 0, 'WITHSCORES')[2])
+  local key = f and enqueued_of(f) - bound_us
+  return score and key and math.min(score, key) or score or key
 end
 
 -- Leases from one lane until it is empty (true) or the budget is full.
@@ -114,7 +127,14 @@ local function drain(queue, sorted, name, bound_us)
       set_at, jobs, full = take(set, set_at, f and set_at or #set - 1, 2)
       set_jobs = set_jobs + jobs
     else
+      local jobs_kept = jobs_left
+      if bound_us > 0 then
+        jobs_left = window_left
+      end
       list_at, jobs, full = take(list, list_at, scored and list_at or #list, 1)
+      if bound_us > 0 then
+        window_left, jobs_left = jobs_left, jobs_kept
+      end
       list_jobs = list_jobs + jobs
     end
     if full then
@@ -131,6 +151,9 @@ local function drain(queue, sorted, name, bound_us)
     back[#back + 1], back[#back + 2] = set[j + 1], set[j]
   end
   bulk('ZADD', sorted, back)
+  if bound_us > 0 and list_jobs + set_jobs > 0 then
+    left[name] = lowest_key(queue, sorted, bound_us, list[list_at], set[set_at + 1])
+  end
   if not list[list_at] and not set[set_at] then
     if not (list_more or set_more) or redis.call('EXISTS', queue, sorted) == 0 then
       return true
@@ -149,7 +172,7 @@ end
 -- this very script; not empty, it has a token, so that whoever waits comes; paused, it has none.
 for lane = 1, lanes do
   local queue, sorted, wake = KEYS[7 + 3 * lane], KEYS[8 + 3 * lane], KEYS[9 + 3 * lane]
-  local name = ARGV[4 + 2 * lane]
+  local name = ARGV[5 + 2 * lane]
   if any_paused and redis.call('SISMEMBER', KEYS[9], name) == 1 then
     no_tokens[#no_tokens + 1] = wake
   else
@@ -157,7 +180,8 @@ for lane = 1, lanes do
     if full then
       empty = redis.call('EXISTS', queue, sorted) == 0
     else
-      empty = drain(queue, sorted, name, tonumber(ARGV[5 + 2 * lane]) or 0)
+      empty = drain(queue, sorted, name, tonumber(ARGV[6 + 2 * lane]) or 0)
+      out[5][#out[5] + 1], out[5][#out[5] + 2] = left[name] and lane, left[name]
     end
     if empty then
       no_tokens[#no_tokens + 1] = wake
@@ -177,7 +201,7 @@ end
 -- Two frames with one name: the second would overwrite the first in the hash. Rare, so it is looked for only when the
 -- hash grew by less than it should; of each name the first one is leased, the others are damaged.
 local function keep_first()
-  local seen, kept, kept_held = {}, {out[1], out[2], out[3], out[4]}, {}
+  local seen, kept, kept_held = {}, {out[1], out[2], out[3], out[4], out[5]}, {}
   for j = 1, held_size, 2 do
     local lease, f = held[j], held[j + 1]
     if seen[lease] then
@@ -201,8 +225,8 @@ if held_size > 0 then
   end
   if redis.call('EXISTS', KEYS[6]) == 1 then
     local ids = {}
-    for j = 5, out_size do
-      ids[j - 4] = sub(out[j], 5, 30)
+    for j = 6, out_size do
+      ids[j - 5] = sub(out[j], 5, 30)
     end
     local wanted, cancels = values(KEYS[6], ids), out[4]
     for j = 1, #ids do

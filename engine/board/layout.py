@@ -27,6 +27,9 @@ H_STEWARD_STOP: Final = 56
 H_LEASE_MS: Final = 64
 # 1 once the steward has found that no job is left (burst mode); the supervisor then drains.
 H_BURST_DONE: Final = 72
+# Raised by the steward after `p model` has changed (a mode, a version, T) and what it names lies in the local
+# folder, vetted by the canary. A worker that sees another number than its own reads the modes and reloads.
+H_MODEL: Final = 80
 H_RECOVERY: Final = 1024  # 32 bytes a slot: the recovery id that the steward uses for this slot's leases
 
 RECOVERY_BYTES: Final = 32
@@ -62,7 +65,9 @@ C_TIMEOUT_MS: Final = 176  # its soft limit, 0 = none
 C_HARD_MS: Final = 184  # its hard limit, 0 = none
 C_READY: Final = 192  # 1 once the worker has registered
 C_PHASE: Final = 200  # PHASE_*: what the loop does, for people
-C_SCORING: Final = 208  # hash of the model inside a predict call
+# First 8 hex digits of the model's SHA-256 while it loads or predicts (1 if there is no such file), else 0:
+# who dies with it set counts against that model.
+C_SCORING: Final = 208
 C_ASYNC: Final = 216  # jobs that run as coroutines or on the helper thread
 C_RECYCLE: Final = 224  # RECYCLE_*: the worker asks to be replaced
 C_HALF: Final = 232  # outcome half in use, 0 or 1
@@ -89,6 +94,14 @@ COUNTERS: Final = (
     "unknown",
     "loop_lag_us",
     "reconnects",
+    "scored",
+    "reordered",
+    "fallback_columns",
+    "fallback_library",
+    "fallback_value",
+    "fallback_slow",
+    "fallback_error",
+    "fallback_load",
 )
 
 FREE, LIVE, DEAD, RECOVERED = 0, 1, 2, 3

@@ -28,6 +28,7 @@ class Keys:
         "done_prefix",
         "incarnations",
         "means",
+        "model",
         "parked",
         "paused",
         "quarantine",
@@ -52,6 +53,7 @@ class Keys:
         self.done_prefix = p + b"done:"
         self.incarnations = p + b"incarnations"
         self.means = p + b"means"
+        self.model = p + b"model"
         self.parked = p + b"parked"
         self.paused = p + b"paused"
         self.quarantine = p + b"quarantine"

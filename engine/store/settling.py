@@ -514,6 +514,10 @@ class _Claim:
         self.leave(index, RETRY, str(delay).encode(), frame, _error_field(error, attempts, header.crashes, 0))
 
     def leave(self, index: int, kind: bytes, argument: bytes, frame: bytes, body: bytes) -> None:
+        if kind != RETURNED and self.header.flags & codec.SCORED:
+            # It enters its lane anew, later, as another attempt: what it was worth then says nothing.
+            flags = self.header.flags & ~codec.SCORED
+            frame = codec.rewrite(frame, boost_us=0, flags=flags)
         self.item.parts.append(Part(kind, argument, frame, self.header.lane))
         if body and self.item.tracked:
             self.item.fields.append((index, body))
@@ -557,11 +561,12 @@ def recover(leases: Iterable[tuple[bytes, bytes]], rows: list[Row], crash: Crash
     return batch
 
 
-def returned(lease: bytes, frame: bytes) -> Item:
-    """A whole lease that goes back as it came."""
-    header = codec.peek(frame)
-    item = Item(lease, header.frame_id, bool(header.flags & 1))
-    item.parts.append(Part(RETURNED, b"", frame, header.lane))
+def returned(lease: bytes, frames: Sequence[bytes]) -> Item:
+    """A lease of which nothing was started: it goes back as it came, or as the frames that it was cut
+    into."""
+    header = codec.peek(frames[0])
+    item = Item(lease, header.frame_id, bool(header.flags & codec.TRACKED))
+    item.parts += [Part(RETURNED, b"", frame, header.lane) for frame in frames]
     return item
 
 

@@ -18,12 +18,14 @@ class LaneRule(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """Reply of `fetch`. `cancels`: position in `frames` → indexes of jobs that somebody asked to cancel."""
+    """Reply of `fetch`. `cancels`: position in `frames` → indexes of jobs that somebody asked to cancel.
+    `left`: position of an ordered lane among the call's lanes → the lowest key that is left in it."""
 
     now_us: int
     lease_end_ms: int
     hlen: int
     cancels: dict[int, set[int]]
+    left: dict[int, int]
     frames: list[bytes]
 
 
@@ -52,9 +54,11 @@ class Fetcher:
         self._head: tuple[str | int, ...] = (incarnation, lease_ms)
         self._rules = tuple(rules)
 
-    def call(self, *, jobs_max: int, bytes_max: int, frames_max: int) -> Call:
-        """Lease up to so many jobs, bytes and frames; a first frame is always taken."""
-        return Call("fetch", self._keys, (*self._head, jobs_max, bytes_max, frames_max, *self._rules))
+    def call(self, *, jobs_max: int, bytes_max: int, frames_max: int, window_jobs: int = 0) -> Call:
+        """Lease up to so many jobs, bytes and frames; a first frame is always taken. From the list of a lane
+        with a bound it is up to `window_jobs` instead of `jobs_max`: they are to be scored."""
+        budgets = (jobs_max, bytes_max, frames_max, window_jobs)
+        return Call("fetch", self._keys, (*self._head, *budgets, *self._rules))
 
 
 def read_fetch(reply: list[Any]) -> Fetched:
@@ -63,7 +67,8 @@ def read_fetch(reply: list[Any]) -> Fetched:
     cancels: dict[int, set[int]] = {}
     for at in range(0, len(flat), 2):
         cancels[int(flat[at]) - 1] = {int(index) for index in flat[at + 1].split(b",") if index}
-    return Fetched(reply[0], reply[1], reply[2], cancels, reply[4:])
+    left = {int(reply[4][at]) - 1: int(reply[4][at + 1]) for at in range(0, len(reply[4]), 2)}
+    return Fetched(reply[0], reply[1], reply[2], cancels, left, reply[5:])
 
 
 def takeover(keys: Keys, old: str, new: str, lease_ms: int, guard: str = "") -> Call:

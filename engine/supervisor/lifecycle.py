@@ -28,6 +28,7 @@ from tqe.supervisor import affinity, preload, process
 from tqe.supervisor.limits import Act, Limits
 from tqe.telemetry import logs, procfs
 from tqe.worker import loop
+from tqe.worker.ordering import Predictor
 
 _MS: Final = 1_000_000
 _S: Final = 1_000_000_000
@@ -145,15 +146,17 @@ def run(
     run_worker: RunWorker | None = None,
     run_steward: RunSteward | None = None,
     revive: Callable[[], None] | None = None,
+    predictor: Predictor | None = None,
     tuning: Tuning | None = None,
 ) -> int:
     """Run workers until told to stop, and answer with the exit code. Raises AppImportError before any fork.
 
     Nothing of Redis may be open in the calling process, and it should have no other threads. `load_app` is
     called here, or in each worker if the app is not imported before the fork. `pins` are decided here unless
-    they are given. `revive` brings an embedded server back, and is called by the steward.
+    they are given. `revive` brings an embedded server back, and is called by the steward. `predictor` says
+    how long jobs will take; its library should be open by now, since the workers then share its pages.
     """
-    run_worker = run_worker or work
+    run_worker = run_worker or partial(work, predictor=predictor)
     run_steward = run_steward or partial(steward.run_steward, revive=revive)
     if settings.metrics_port:
         check_port(settings.metrics_port)
@@ -178,7 +181,15 @@ def run(
     return supervisor.run()
 
 
-def work(app: Any, settings: Settings, board: Board, slot: SlotView, redis_url: str) -> int:
+def work(
+    app: Any,
+    settings: Settings,
+    board: Board,
+    slot: SlotView,
+    redis_url: str,
+    *,
+    predictor: Predictor | None = None,
+) -> int:
     """A worker's life with the tasks and hooks of an app."""
     return loop.run_worker(
         app.registry,
@@ -189,6 +200,7 @@ def work(app: Any, settings: Settings, board: Board, slot: SlotView, redis_url: 
         install_limit_signal=process.install_limit_signal,
         on_start=app.run_start_hooks,
         on_stop=app.run_stop_hooks,
+        predictor=predictor,
     )
 
 

@@ -17,6 +17,7 @@ from tqe.store.call import Call
 from tqe.store.keys import Keys
 from tqe.worker.admission import Admission
 from tqe.worker.hold import Hold
+from tqe.worker.ordering import Ordering, Predictor
 from tqe.worker.runner import JobRunner
 from tqe.worker.settler import Settler
 
@@ -25,6 +26,7 @@ log = logging.getLogger("tqe.worker")
 JOBS_FIRST: Final = 64  # budget of the first fetch
 GROWTH: Final = 4
 JOBS_MAX: Final = 16_384
+WINDOW_JOBS: Final = 1_000  # unscored jobs of an ordered lane that are looked at together
 
 
 class Fetcher:
@@ -39,6 +41,7 @@ class Fetcher:
         hold: Hold,
         runner: JobRunner,
         settler: Settler,
+        predictor: Predictor | None = None,
     ) -> None:
         self._settings = settings
         self._keys = keys
@@ -52,6 +55,10 @@ class Fetcher:
         self._admission = Admission(
             runner.entries, quantum_ns=settings.quantum_us * 1000, slots=settings.concurrency
         )
+        self.ordering = Ordering(
+            predictor, view, runner.entries, self._admission, quantum_ns=settings.quantum_us * 1000
+        )
+        self._incarnation = ""
         self._calls: working.Fetcher | None = None
         self._mismatches = 0
         self._jobs_budget = JOBS_FIRST
@@ -62,7 +69,8 @@ class Fetcher:
 
     def begin(self, incarnation: str) -> None:
         """Speak for a new incarnation; an unanswered fetch of the old one is void."""
-        self._calls = working.Fetcher(self._keys, incarnation, self._lanes, self._settings.lease_ms)
+        self._incarnation = incarnation
+        self._calls = None
         self._unanswered = None
         self._mismatches = 0
         self.empty = False
@@ -85,15 +93,29 @@ class Fetcher:
 
     def call(self) -> Call:
         """The next fetch, with budgets from the measured time of jobs."""
-        if self._calls is None:
-            raise RuntimeError("begin() first")
+        ordering = self.ordering
+        calls = self._calls
+        if calls is None or ordering.look():
+            calls = self.reorder()
         jobs = self._jobs_budget
+        frames = WINDOW_JOBS if ordering.on else jobs
         free_rows, _ = self._slot.free_rows()
-        return self._calls.call(
+        return calls.call(
             jobs_max=jobs,
             bytes_max=formats.FETCH_BYTES_MAX,
-            frames_max=min(formats.FETCH_FRAMES_MAX, free_rows - 1, jobs) or 1,
+            frames_max=min(formats.FETCH_FRAMES_MAX, free_rows - 1, frames) or 1,
+            window_jobs=WINDOW_JOBS,
         )
+
+    def reorder(self) -> working.Fetcher:
+        """From the next fetch on the lanes have the bounds of now."""
+        if not self._incarnation:
+            raise RuntimeError("begin() first")
+        bounds = self.ordering.bounds
+        self._lanes = [working.LaneRule(lane.name, bounds.get(lane.name, 0)) for lane in self._lanes]
+        calls = working.Fetcher(self._keys, self._incarnation, self._lanes, self._settings.lease_ms)
+        self._calls = calls
+        return calls
 
     def sent(self, future: asyncio.Future[Any], at_ns: int) -> None:
         """The fetch is on its way."""
@@ -121,19 +143,52 @@ class Fetcher:
         self._view.add("fetches")
         self._hold.expected += len(fetched.frames)
         self._audit(fetched.hlen)
-        self.take_in(fetched.frames, cancels=fetched.cancels, now_us=fetched.now_us)
+        if self.ordering.on:
+            self._take_in_order(fetched)
+        else:
+            self.take_in(fetched.frames, cancels=fetched.cancels, now_us=fetched.now_us)
         return self.sent_at
 
+    def _take_in_order(self, fetched: working.Fetched) -> None:
+        """What an ordered lane brought: the shortest run here, the others go back with their scores."""
+        hold = self._hold
+        plan = self.ordering.arrange(
+            fetched.frames,
+            {self._lanes[at].name: key for at, key in fetched.left.items()},
+            held_ns=hold.held_ns,
+            idle=hold.idle,
+            free_slots=self._runner.free_slots,
+        )
+        for name, frames in plan.returned:
+            self._settler.give_back(name, frames)
+        cancels = {fetched.frames[at]: indexes for at, indexes in fetched.cancels.items()}
+        self.take_in(
+            plan.kept,
+            cancels={at: cancels[frame] for at, frame in enumerate(plan.kept) if frame in cancels},
+            now_us=fetched.now_us,
+            predicted_ns=plan.predicted_ns,
+        )
+        if plan.carried:  # more of these were asked for than fit
+            self._jobs_budget = max(1, len(plan.kept))
+
     def take_in(
-        self, frames: list[bytes], *, cancels: dict[int, set[int]] | None = None, now_us: int = 0
+        self,
+        frames: list[bytes],
+        *,
+        cancels: dict[int, set[int]] | None = None,
+        now_us: int = 0,
+        predicted_ns: dict[bytes, float] | None = None,
     ) -> None:
-        """Make leases of frames that Redis says are ours; what will not run soon is marked to go back."""
+        """Make leases of frames that Redis says are ours; what will not run soon is marked to go back.
+
+        Those of which the time was predicted are kept: that was decided by it.
+        """
         leases, jobs, odd = hot.admit(frames, self._slot, self._rank, len(self._rank))
         self._view.add("fetched", jobs)
         for frame, error in odd:
             self._refuse(frame, error)
         held_before_ns = self._hold.held_ns
-        types = None if cancels else hot.types_of(leases)
+        types = None if cancels or predicted_ns else hot.types_of(leases)
         per_job_ns = None if types is None else self._admission.quick(types, jobs, self._hold.held_ns)
         if per_job_ns is not None:
             self._hold.add_all(leases, per_job_ns)
@@ -143,7 +198,11 @@ class Fetcher:
         wanted = {frames[at]: indexes for at, indexes in (cancels or {}).items()}
         for lease in leases:
             lease.cancels = wanted.get(lease.frame)
-            self._keep(lease)
+            ns = predicted_ns.get(lease.frame) if predicted_ns else None
+            if ns is None:
+                self._keep(lease)
+            else:
+                lease.predicted_ns = ns
             self._hold.add(lease)
         self._waited(leases, now_us)
         kept = sum(lease.stop - lease.next for lease in leases)
@@ -165,7 +224,7 @@ class Fetcher:
 
     def _refuse(self, frame: bytes, error: FrameError | None) -> None:
         if error is None:
-            self._settler.give_back(frame[4:45], frame)
+            self._settler.give_back(frame[4:45], [frame])
         else:
             log.error("a frame in Redis is damaged (%s): it goes to quarantine, %d bytes", error, len(frame))
             self._settler.quarantine(frame[4:45], frame)

@@ -14,7 +14,7 @@ from tqe.board.board import SlotView
 from tqe.errors import LeaseLost, RedisUnavailable, ScriptError
 from tqe.job import IDS
 from tqe.settings import Settings
-from tqe.store import wire, working
+from tqe.store import model, wire, working
 from tqe.store.call import Call
 from tqe.store.keys import Keys
 
@@ -114,6 +114,22 @@ class Link:
             return {flat[at].decode(): float(flat[at + 1]) for at in range(0, len(flat), 2)}
         except (RedisUnavailable, ScriptError, ValueError):
             return {}
+
+    async def order(self) -> model.Order | None:
+        """How our lanes are to be ordered; None if it cannot be read now."""
+        lanes = self._settings.lanes
+        try:
+            if self._wire is None:
+                return None
+            told = await self._wire.command(
+                *model.order_command(self._keys, lanes), timeout_ms=self._timeout_ms
+            )
+            return model.read_order(told, lanes)
+        except RedisUnavailable:
+            return None
+        except ScriptError as e:
+            log.warning("the order of the lanes cannot be read, they are FIFO: %s", e)
+            return model.NO_ORDER
 
     async def cancels(self, frames: list[bytes]) -> dict[int, set[int]]:
         """By position: indexes of these frames' jobs that somebody wants cancelled. Best effort, as every

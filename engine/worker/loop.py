@@ -22,6 +22,7 @@ from tqe.store.keys import Keys
 from tqe.worker.fetcher import Fetcher
 from tqe.worker.hold import Hold
 from tqe.worker.link import LOST, Link, Stopped
+from tqe.worker.ordering import Predictor
 from tqe.worker.runner import JobRunner
 from tqe.worker.settler import PARTIAL_AFTER_NS, Settler
 
@@ -42,18 +43,22 @@ def run_worker(
     install_limit_signal: Callable[[Callable[[], None]], None],
     on_start: Callable[[], Any] | None = None,
     on_stop: Callable[[], Any] | None = None,
+    predictor: Predictor | None = None,
 ) -> int:
     """Be a worker until the board says stop. Returns the exit code.
 
     `install_limit_signal(handler)` makes the supervisor's signal call `handler` on the main thread; handlers
-    belong to the supervisor's code. `on_start` and `on_stop` are the app's hooks.
+    belong to the supervisor's code. `on_start` and `on_stop` are the app's hooks. `predictor` says how long
+    jobs will take; without one every lane is FIFO.
     """
     registry.freeze()
     gc.enable()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return _drive(
             runner.get_loop(),
-            _main(registry, settings, board, view, redis_url, install_limit_signal, on_start, on_stop),
+            _main(
+                registry, settings, board, view, redis_url, install_limit_signal, on_start, on_stop, predictor
+            ),
         )
 
 
@@ -82,8 +87,9 @@ async def _main(
     install_limit_signal: Callable[[Callable[[], None]], None],
     on_start: Callable[[], Any] | None,
     on_stop: Callable[[], Any] | None,
+    predictor: Predictor | None,
 ) -> int:
-    worker = Worker(registry, settings, board, view, redis_url)
+    worker = Worker(registry, settings, board, view, redis_url, predictor)
     install_limit_signal(worker.runner.interrupt)
     if on_start is not None:
         on_start()
@@ -100,24 +106,36 @@ class Worker:
     """One worker: composes link, fetcher, runner and settler, and decides what is next."""
 
     def __init__(
-        self, registry: Registry, settings: Settings, board: Board, view: SlotView, redis_url: str
+        self,
+        registry: Registry,
+        settings: Settings,
+        board: Board,
+        view: SlotView,
+        redis_url: str,
+        predictor: Predictor | None = None,
     ) -> None:
         keys = Keys(settings.namespace)
         self._settings = settings
+        self._board = board
         self._view = view
         self._hold = Hold(len(settings.lanes) + 1)
         self._slot = hot.Slot(board.memory, layout.slot_offset(view.number))
         self._changed = asyncio.Event()
         self.runner = JobRunner(registry, settings, self._slot, view, self._hold, changed=self._changed.set)
         self._settler = Settler(settings, keys, self._slot, view, self._hold)
-        self._fetcher = Fetcher(settings, keys, self._slot, view, self._hold, self.runner, self._settler)
+        self._fetcher = Fetcher(
+            settings, keys, self._slot, view, self._hold, self.runner, self._settler, predictor
+        )
         self._link = Link(settings, keys, view, redis_url)
         self._token: asyncio.Future[Any] | None = None
+        self._quantum_ns = settings.quantum_us * 1000
         self._slice_ns = settings.quantum_us * 500
         self._draining = False
         self._rss_at_ns = 0
         self._told_ns = 0
         self._were_beside = False
+        self._predicts = predictor is not None
+        self._model_seen = -1  # number of the last change of `p model` that was read
 
     async def run(self) -> None:
         """Register, work, drain, leave."""
@@ -146,8 +164,11 @@ class Worker:
         self._view.set(layout.C_BEAT, clock.boottime_ns())
         # Before anything is looked at: whatever changes from here on ends the wait at the end of the turn.
         self._changed.clear()
+        if self._predicts and self._board.get(layout.H_MODEL) != self._model_seen:
+            await self._learn_order()
         try:
             self._read()
+            await self._give_back()
         except LOST as e:
             await self._lost(e)
             return
@@ -188,6 +209,17 @@ class Worker:
         settle = self._settler.unanswered
         if settle is not None and settle.done:
             self._settler.finish()
+
+    async def _give_back(self) -> None:
+        """What goes back is for others: it must not wait for a long job here."""
+        settler = self._settler
+        if (
+            settler.urgent
+            and not (settler.trouble or self._fetcher.trouble)
+            and (settler.returning or self._hold.held_ns >= self._quantum_ns)
+        ):
+            await self._exchange(force=False)
+            await asyncio.sleep(0)  # only the loop writes to the socket
 
     def _run(self) -> int:
         if self._view.get(layout.C_STOP):
@@ -427,6 +459,15 @@ class Worker:
             if _covers(lease.claims, base, base + n) and (best is None or lease.n < best.n):
                 best = lease
         return best
+
+    async def _learn_order(self) -> None:
+        """Read how the lanes are ordered, and load the version in use if it is another one."""
+        number = self._board.get(layout.H_MODEL)
+        order = await self._link.order()
+        if order is not None:  # else again at the next turn
+            self._model_seen = number
+            self._fetcher.ordering.follow(order)
+            self._fetcher.reorder()
 
     async def _learn_means(self) -> None:
         for name, mean_us in (await self._link.means()).items():

@@ -65,18 +65,24 @@ class Settler:
         self._slot = slot
         self._view = view
         self._hold = hold
-        self._returned: list[tuple[bytes, bytes]] = []
+        self._returned: list[tuple[bytes, list[bytes]]] = []
         self._damaged: list[tuple[bytes, bytes]] = []
         self.unanswered: Unanswered | None = None
         self.trouble = False  # a lease was fenced or refused: what we hold must be compared with Redis
 
-    def give_back(self, lease: bytes, frame: bytes) -> None:
-        """A frame that never became a lease here (no row was free): it goes back whole."""
-        self._returned.append((lease, frame))
+    def give_back(self, lease: bytes, frames: list[bytes]) -> None:
+        """A frame that never became a lease here (no row was free, or others run first): it goes back, as
+        these frames."""
+        self._returned.append((lease, frames))
 
     def quarantine(self, lease: bytes, frame: bytes) -> None:
         """A frame that failed its check: settled as damaged, with its bytes."""
         self._damaged.append((lease, frame))
+
+    @property
+    def returning(self) -> bool:
+        """Frames that never became leases here are to go back."""
+        return bool(self._returned)
 
     @property
     def urgent(self) -> bool:
@@ -179,8 +185,8 @@ class Settler:
                 others += self._add_results(batch, (second, char), value, recorded, records)
             for lease in others:
                 self._add_claims(batch, lease, records.get(lease.row, {}))
-        for name, frame in self._returned:
-            batch.add(settling.returned(name, frame))
+        for name, frames in self._returned:
+            batch.add(settling.returned(name, frames))
         for name, frame in self._damaged:
             batch.add(settling.quarantined(name, frame))
         self._returned.clear()

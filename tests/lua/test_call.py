@@ -54,7 +54,7 @@ def test_each_reply_of_a_pipeline_is_judged_by_itself(world: World) -> None:
     assert isinstance(bad, ScriptError) and bad.code == "BAD" and bad.script == "enqueue"
     # The two that Redis did not know went out again, behind the fetch.
     assert first[1:] == second[1:] == [1]
-    assert fetched[4:] == []
+    assert fetched[5:] == []
     assert len(world.fetched()) == 2
 
 
@@ -63,7 +63,7 @@ def test_calls_keep_their_order_when_all_are_known(world: World) -> None:
     world.enqueue(group(A))
     world.fetch()
     calls = [world.enqueue_call(group(B)), world.fetch_call()]
-    assert [frames.lease(f) for f in world.door.run_many(calls)[1][4:]] == [frames.lease(B)]
+    assert [frames.lease(f) for f in world.door.run_many(calls)[1][5:]] == [frames.lease(B)]
 
 
 def test_plain_commands(world: World) -> None:

@@ -26,10 +26,10 @@ def test_frames_move_into_the_incarnations_hash(world: World) -> None:
     put(world, a, b)
     world.client.hset(world.keys.depth, mapping={"high": 6, "low": 4})
     world.takeover()
-    now, lease_end, held, cancels, *got = world.fetch()
+    now, lease_end, held, cancels, left, *got = world.fetch()
     assert got == [a, b]
     assert lease_end == now // 1000 + LEASE_MS
-    assert (held, cancels) == (2, [])
+    assert (held, cancels, left) == (2, [], [])
     assert world.state() == {
         "incarnations": {b"W1": lease_end},
         "processing:W1": {frames.lease(a): a, frames.lease(b): b},
@@ -55,9 +55,9 @@ def test_a_late_fetch_of_an_incarnation_that_was_taken_over_gets_nothing(world: 
 
 def test_an_empty_fetch_extends_the_lease(world: World) -> None:
     world.takeover(lease_ms=1)
-    now, lease_end, held, cancels = world.fetch()
+    now, lease_end, held, cancels, left = world.fetch()
     assert world.state() == {"incarnations": {b"W1": now // 1000 + LEASE_MS}}
-    assert (lease_end, held, cancels) == (now // 1000 + LEASE_MS, 0, [])
+    assert (lease_end, held, cancels, left) == (now // 1000 + LEASE_MS, 0, [], [])
 
 
 def test_lanes_are_served_in_rank_order(world: World) -> None:
@@ -269,7 +269,7 @@ def test_cancel_requests_come_with_the_frames(world: World) -> None:
     world.takeover()
     reply = world.fetch()
     assert reply[3] == [2, b"3,7", 3, b"0"]
-    assert reply[4:] == [a, b, c]
+    assert reply[5:] == [a, b, c]
     assert world.client.hlen(world.keys.cancel) == 3, (
         "requests are answered by settle, and swept by the steward"
     )

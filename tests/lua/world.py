@@ -104,13 +104,14 @@ class World:
         jobs: int = 1_000,
         size: int = 1 << 20,
         count: int = 1_000,
+        window: int = 1_000,
     ) -> Call:
         k = self.keys
         names = [
             *(k.void, k.incarnations, k.processing(incarnation), k.depth, k.stats),
             *(k.cancel, k.quarantine, k.parked, k.paused),
         ]
-        args: list[Argument] = [incarnation, LEASE_MS, jobs, size, count]
+        args: list[Argument] = [incarnation, LEASE_MS, jobs, size, count, window]
         for lane in lanes:
             name, bound = (lane, 0) if isinstance(lane, str) else lane
             names += k.lane(name)
@@ -123,7 +124,7 @@ class World:
 
     def fetched(self, incarnation: str = "W1", **options: Any) -> list[bytes]:
         """Only the frames."""
-        return self.fetch(incarnation, **options)[4:]
+        return self.fetch(incarnation, **options)[5:]
 
     def settle_call(
         self,

@@ -1,0 +1,73 @@
+"""Owns the layout of `p model`: which model is in use, and in which order each lane runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+from tqe.store.keys import Keys
+
+Mode = Literal["fifo", "shadow", "bounded", "sjf"]
+MODES: Final[tuple[Mode, ...]] = get_args(Mode)
+DEFAULT_MODE: Final[Mode] = "bounded"
+
+VERSION, SHA256, BOUND_US, MEAN_US, MANIFEST = b"version", b"sha256", b"bound_us", b"mean_us", b"manifest"
+SJF_BOUND_US: Final = 30 * 86_400 * 1_000_000  # T of `sjf`: the same rule with a bound that nobody meets
+
+
+def mode_field(lane: str) -> bytes:
+    """Field with a lane's mode."""
+    return b"mode:" + lane.encode()
+
+
+def bytes_field(version: str) -> bytes:
+    """Field with the text of a version's model."""
+    return b"bytes:" + version.encode()
+
+
+def ban_field(sha256: str) -> bytes:
+    """Field that is there if no worker may load this model; its value is the reason."""
+    return b"ban:" + sha256.encode()
+
+
+class Order(NamedTuple):
+    """What a worker has to know: the version in use ('' = none), T and m in µs (0 = not known), modes by
+    lane."""
+
+    version: str
+    sha256: str
+    bound_us: int
+    mean_us: float
+    modes: Mapping[str, Mode]
+
+    def bound_of(self, lane: str) -> int:
+        """By how many µs a score in this lane may lie before the time of entry; 0 is plain FIFO."""
+        mode = self.modes.get(lane, "fifo")
+        return self.bound_us if mode == "bounded" else SJF_BOUND_US if mode == "sjf" else 0
+
+
+NO_ORDER: Final = Order("", "", 0, 0.0, {})
+
+
+def order_command(keys: Keys, lanes: Sequence[str]) -> tuple[str | bytes, ...]:
+    """The command whose reply `read_order` understands."""
+    return ("HMGET", keys.model, VERSION, SHA256, BOUND_US, MEAN_US, *map(mode_field, lanes))
+
+
+def read_order(reply: Sequence[Any], lanes: Sequence[str]) -> Order:
+    """Parse the reply. What makes no sense there (a hand may have written it) counts as absent."""
+    version, sha256, bound, mean = (value.decode("utf-8", "replace") if value else "" for value in reply[:4])
+    modes: dict[str, Mode] = {}
+    for lane, value in zip(lanes, reply[4:], strict=True):
+        told = (value or b"").decode("ascii", "replace")
+        modes[lane] = next((mode for mode in MODES if mode == told), DEFAULT_MODE)
+    return Order(version, sha256, int(min(_number(bound), SJF_BOUND_US)), _number(mean), modes)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if 0 < value < math.inf else 0.0
