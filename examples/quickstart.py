@@ -14,6 +14,12 @@ def greet(name: str) -> str:
     return f"Hello, {name}!"
 
 
+@app.task("EMAIL", timeout=30, max_retries=5)
+def send_email(to: str, subject: str = "Hello") -> str:
+    """Stands for sending: over HTTP it is submitted with the curl line of the README."""
+    return f"{subject!r} went to {to}"
+
+
 @app.task("FETCH", priority="high", timeout=10)
 async def fetch(url: str, seconds: float = 1.0) -> dict[str, object]:
     """Stands for a request: while it waits, its worker runs up to --concurrency others."""

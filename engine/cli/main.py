@@ -16,6 +16,7 @@ from tqe.cli.lanes import pause, resume
 from tqe.cli.ml import ml
 from tqe.cli.output import shown
 from tqe.cli.run import run
+from tqe.cli.serve import serve
 from tqe.cli.status import status
 from tqe.cli.submit import submit
 from tqe.errors import (
@@ -94,7 +95,7 @@ def main() -> None:
     """
 
 
-for verb in (run, submit, status, job, cancel, dlq, pause, resume, doctor, ml, demo, bench):
+for verb in (run, submit, status, job, cancel, dlq, pause, resume, serve, doctor, ml, demo, bench):
     main.add_command(verb)
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 takes."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from tqe.codec import payload as codec_payload
-from tqe.errors import InvalidPayload, SubmitError
+from tqe.errors import InvalidOption, InvalidPayload, SubmitError
 from tqe.job import OUTWARD_NAMES
 from tqe.registry import Task
 
@@ -92,6 +93,19 @@ def submission_from_json(
     type_name, payload = body.pop("type", None), body.pop("payload", {})
     if not isinstance(type_name, str):
         raise InvalidPayload('"type" is missing: it names the task')
+    if isinstance(payload, str):  # JSON within JSON, as some producers send it
+        payload = codec_payload.parse_json(payload, payload_max_bytes=payload_max_bytes)
     if not isinstance(payload, dict):
         raise InvalidPayload('"payload" is not a JSON object')
-    return type_name, payload, {OUTWARD_NAMES.get(name, name): v for name, v in body.items() if v is not None}
+    options = {OUTWARD_NAMES.get(name, name): value for name, value in body.items() if value is not None}
+    if isinstance(options.get("run_at"), str):
+        options["run_at"] = _instant(options["run_at"])
+    return type_name, payload, options
+
+
+def _instant(text: str) -> datetime:
+    """A time in ISO 8601. One without a zone is refused later, as everywhere."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as e:
+        raise InvalidOption(f"run_at takes a time such as 2030-01-31T08:00:00Z, not {text[:40]!r}") from e

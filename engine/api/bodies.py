@@ -1,0 +1,90 @@
+"""Owns reading what clients send: bodies within their limits, queries with their types; and writing JSON."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from tqe.api.problems import Problem, body_too_large
+from tqe.codec.payload import parse_json
+
+BODY_BYTES_MAX: Final = 1024 * 1024
+JSON_TYPES: Final = frozenset({"application/json"})
+LINE_TYPES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
+
+_encode: Final = msgspec.json.Encoder().encode
+_JSON_HEADERS: Final = {"content-type": "application/json"}
+
+
+def answer(value: Any, status: int = 200) -> Response:
+    """A JSON answer."""
+    return Response(_encode(value), status, headers=_JSON_HEADERS)
+
+
+async def body_of(request: Request, *, limit_bytes: int = BODY_BYTES_MAX) -> bytes:
+    """The whole body of a request of JSON."""
+    check_type(request, JSON_TYPES)
+    parts = [part async for part in pieces_of(request, limit_bytes=limit_bytes)]
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def object_of(request: Request) -> dict[str, Any]:
+    """The body as a JSON object; {} if there is no body."""
+    raw = await body_of(request)
+    return parse_json(raw, payload_max_bytes=BODY_BYTES_MAX) if raw.strip() else {}
+
+
+async def pieces_of(request: Request, *, limit_bytes: int) -> AsyncIterator[bytes]:
+    """The body as it arrives. Raises Problem as soon as it is, or says that it will be, above the limit."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit_bytes:
+        raise body_too_large(limit_bytes)
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(piece)
+        if size > limit_bytes:
+            raise body_too_large(limit_bytes)
+        if piece:
+            yield piece
+
+
+def check_type(request: Request, allowed: frozenset[str]) -> None:
+    """A body of another type is refused. Not for tidiness: a page of another site can make a browser send
+    forms and plain text here without asking, but not JSON."""
+    given = request.headers.get("content-type")
+    kind = "" if given is None else given.partition(";")[0].strip().lower()
+    if given is not None and kind not in allowed:
+        wanted = " or ".join(sorted(allowed))
+        detail = f"the body is {kind[:60] or 'of no type'}; send it as Content-Type: {wanted}"
+        raise Problem(415, "wrong-content-type", "A body of this type is not taken", detail)
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        detail = "a compressed body is not taken: send it as it is"
+        raise Problem(415, "wrong-content-encoding", "A body in this encoding is not taken", detail)
+
+
+def query_number(request: Request, name: str, default: float, *, least: float, most: float) -> float:
+    """A number of the query, within bounds. Raises Problem when it is none."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise wrong_query(name, f"takes a number from {least:g} to {most:g}")
+    return value
+
+
+def wrong_query(name: str, detail: str) -> Problem:
+    """A parameter of the query cannot be used."""
+    return Problem(400, "invalid-query", "A parameter cannot be used", f"{name} {detail}", parameter=name)

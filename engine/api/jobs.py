@@ -1,0 +1,143 @@
+"""Owns the routes of single jobs: submit, look, wait, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tqe import clock
+from tqe.api.bodies import answer, body_of, query_number
+from tqe.api.problems import Problem, not_found
+from tqe.api.service import Service
+from tqe.client import submission_from_json
+from tqe.errors import ResultError
+from tqe.job import JobStatus, lane_name, split_job_id
+
+WAIT_S_MAX: Final = 60.0
+# Each waits on a connection of its own to Redis, and its pool has 64. Who comes later is answered at once.
+WAITS_MAX: Final = 48
+_CANCEL_S: Final = 0.5
+
+_FIELDS: Final = {"submitted_at": "submittedAt", "started_at": "startedAt", "finished_at": "finishedAt"}
+
+
+async def submit(service: Service, request: Request) -> Response:
+    """202 for a job that was created, 200 for one that holds the idempotency key already."""
+    raw = await body_of(request)
+    limit = service.settings.payload_max_bytes
+    type_name, payload, options = submission_from_json(raw, payload_max_bytes=limit)
+    job = await service.client.submit(type_name, payload, **options)
+    if not job.created:
+        status = (await service.client.job(job.id)).status
+        return answer({"id": job.id, "status": status, "created": False, "predictedWaitMs": None})
+    due_ms = _due_ms(options)
+    wait_ms = service.pulse.predicted_wait_ms(_lane(service, type_name, options))
+    return answer(
+        {
+            "id": job.id,
+            "status": "scheduled" if due_ms else "queued",
+            "created": True,
+            "predictedWaitMs": None if wait_ms is None else due_ms + wait_ms,
+        },
+        202,
+    )
+
+
+def _lane(service: Service, type_name: str, options: dict[str, Any]) -> str:
+    task = service.client.core.registry.get(type_name)
+    if task is not None and task.lane and not ("priority" in options or "lane" in options):
+        return task.lane
+    settings = service.settings
+    return lane_name(options, lanes=settings.lanes, default_lane=settings.default_lane)
+
+
+def _due_ms(options: dict[str, Any]) -> int:
+    """How far away the due time is that the client asked for; checked by the submission already."""
+    if options.get("delay"):
+        return int(options["delay"] * 1000)
+    run_at = options.get("run_at")
+    if run_at is None:
+        return 0
+    at_s = run_at if isinstance(run_at, int | float) else run_at.timestamp()
+    return max(0, round(at_s * 1000) - clock.wall_ms())
+
+
+async def show(service: Service, request: Request) -> Response:
+    """One job; `wait` makes it a long poll until the job has ended."""
+    name = _job_name(request)
+    wait_s = query_number(request, "wait", 0, least=0, most=WAIT_S_MAX)
+    job = await service.client.job(name)
+    if wait_s and not job.ended and job.status != "unknown" and service.waits < WAITS_MAX:
+        service.waits += 1
+        try:
+            await _wait(service, request, name, wait_s)
+        finally:
+            service.waits -= 1
+        job = await service.client.job(name)
+    if job.status == "unknown":
+        raise _no_job(name)
+    return answer(job_document(job))
+
+
+async def _wait(service: Service, request: Request, name: str, wait_s: float) -> None:
+    """Until the job has ended, the time is over, the client is gone or the server stops."""
+
+    async def ended() -> None:
+        with contextlib.suppress(ResultError):  # how it ended is told by its record
+            await service.client.result(name, wait_s)
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.create_task(one) for one in (ended(), left(), _closing(service))]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        # Not for ever: a cancel that comes while a connection is being opened can get lost in it.
+        await asyncio.wait(tasks, timeout=_CANCEL_S)
+
+
+async def _closing(service: Service) -> None:
+    await service.closing.wait()
+
+
+async def cancel(service: Service, request: Request) -> Response:
+    """200 if it will not run, 202 if a worker was asked, 409 if it has ended."""
+    name = _job_name(request)
+    outcome = await service.client.cancel(name)
+    if outcome == "unknown":
+        raise _no_job(name)
+    if outcome == "too_late":
+        status = (await service.client.job(name)).status
+        detail = f"job {name} has ended: it is {status}"
+        raise Problem(409, "too-late", "The job has ended", detail, id=name, jobStatus=status)
+    return answer({"id": name, "outcome": outcome}, 200 if outcome == "cancelled" else 202)
+
+
+def job_document(job: JobStatus) -> dict[str, Any]:
+    """The fields of `tqe job --json`, as they are spelt on the wire."""
+    return {_FIELDS.get(name, name): value for name, value in job.as_dict().items()}
+
+
+def _job_name(request: Request) -> str:
+    name = str(request.path_params["id"])
+    try:
+        split_job_id(name)
+    except ValueError as e:
+        raise not_found(f"{e}") from e
+    return name
+
+
+def _no_job(name: str) -> Problem:
+    return not_found(
+        f"nothing is known of job {name}: there is none, it was untracked, or its record has expired"
+    )

@@ -1,0 +1,136 @@
+"""Owns what a connection may cost: the size of a request's head, and how long its bytes may take to come.
+
+uvicorn's protocol reads a head of any length and waits for its end for ever. Both would let a few clients
+fill the memory or hold all connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+from uvicorn.protocols.http import httptools_impl
+
+from tqe.api.problems import MEDIA_TYPE, Problem
+
+HEAD_BYTES_MAX: Final = 16 * 1024
+READ_S: Final = 10.0
+_LOOK_S: Final = 1.0
+# A stream of lines may take longer in all; what counts there is that its bytes keep coming.
+STREAMS: Final = frozenset({b"/api/v1/jobs:batch"})
+
+
+class GuardedProtocol(httptools_impl.HttpToolsProtocol):
+    """uvicorn's protocol with a limit for the head (16 KiB: 431) and a deadline for reading (10 s: 408)."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._in_head = True
+        self._head_bytes = 0  # that have come while the head was not complete
+        self._own_bytes = 0  # of this head, as it was parsed
+        self._since: float | None = None  # when what we wait for now was begun, None: for nothing
+        self._timer: asyncio.TimerHandle | None = None
+        self._refusal: Problem | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._timer = self.loop.call_later(_LOOK_S, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return  # what still comes after a refusal is nobody's
+        if self._in_head:
+            # Before it is parsed: the parser keeps a header that never ends.
+            self._head_bytes += len(data)
+        elif self._since is not None and self._streams():
+            self._since = self.loop.time()
+        super().data_received(data)
+        if self._in_head and self._head_bytes > HEAD_BYTES_MAX and self._refusal is None:
+            self._refuse(_head_too_large())
+
+    def _streams(self) -> bool:
+        """Whether a stream of lines comes in and is wanted: it is, until it is answered."""
+        return self.url.partition(b"?")[0] in STREAMS and not self.cycle.response_complete
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Problem(400, "bad-request", "This is no HTTP request", msg))
+
+    def on_message_begin(self) -> None:
+        self._since = self.loop.time()
+        self._in_head = True
+        self._own_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        """Of a head that came in one piece with other things only its own bytes count."""
+        self._own_bytes += size
+        if self._own_bytes > HEAD_BYTES_MAX and self._refusal is None:
+            self._refuse(_head_too_large())
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_bytes = 0
+        if self._refusal is None:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._refusal is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._since = None
+        self._in_head = True
+        self._head_bytes = 0
+        if self._refusal is None:
+            super().on_message_complete()
+
+    def _look(self) -> None:
+        self._timer = self.loop.call_later(_LOOK_S, self._look)
+        if self._since is None or self._refusal is not None:
+            return
+        if self.flow.read_paused:
+            self._since = self.loop.time()  # it is we who do not read
+        elif self.loop.time() - self._since > READ_S:
+            detail = f"the request did not arrive within {READ_S:g} seconds"
+            self._refuse(Problem(408, "too-slow", "The request came too slowly", detail))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer, unless an answer has begun, and close."""
+        self._refusal = problem
+        cycle: httptools_impl.RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            self.transport.write(_answer(problem))
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.close()
+
+
+def _head_too_large() -> Problem:
+    detail = f"the request line and the headers have more than {HEAD_BYTES_MAX} bytes"
+    return Problem(431, "head-too-large", "The head is too large", detail)
+
+
+def _answer(problem: Problem) -> bytes:
+    body = msgspec.json.encode(problem.document())
+    head = (
+        f"HTTP/1.1 {problem.status} {problem.title}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body

@@ -1,0 +1,92 @@
+"""Owns what a server knows of the queue without asking for each request: a look at it each second."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from tqe import clock
+from tqe.client import AsyncClient
+from tqe.errors import TQEError
+from tqe.store.reading import QueueStatus
+from tqe.telemetry import logs
+
+PERIOD_S: Final = 1.0
+ANSWER_S: Final = 5.0  # a look that takes longer has failed
+STALE_S: Final = 8.0  # what is older is not the state of the queue any more
+_SHARE: Final = 0.3  # what the newest second counts in the mean rate
+
+_log = logs.get("api")
+
+
+class Pulse:
+    """The last look: `status`, its age, and how many jobs a second end."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._read_ns = 0
+        self._ended = 0
+        self.status: QueueStatus | None = None
+        self.error = "Redis has not been asked yet"
+        self.rate_per_s = 0.0
+        self.submitted_per_s = 0.0
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the last look that succeeded; None before the first."""
+        return None if self.status is None else (clock.monotonic_ns() - self._read_ns) / 1e9
+
+    @property
+    def fresh(self) -> QueueStatus | None:
+        """The status, if it is young enough to go by."""
+        age_s = self.age_s
+        return self.status if age_s is not None and age_s < STALE_S else None
+
+    async def run(self) -> None:
+        """Look once a second until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(PERIOD_S)
+
+    async def look(self) -> None:
+        """Ask Redis once; a failure is remembered and never raised."""
+        try:
+            status = await asyncio.wait_for(self._client.status(), ANSWER_S)
+        except (TQEError, TimeoutError) as e:
+            error = str(e) or f"Redis has not answered within {ANSWER_S:g} seconds"
+            if error != self.error:
+                _log.warning("the state of the queue cannot be read", error=error)
+            self.error = error
+            return
+        self.error = ""
+        now_ns = clock.monotonic_ns()
+        self._measure(status, (now_ns - self._read_ns) / 1e9)
+        self.status, self._read_ns = status, now_ns
+
+    def _measure(self, status: QueueStatus, passed_s: float) -> None:
+        before = self.status
+        if before is None or passed_s <= 0:
+            return
+
+        def per_s(*names: str) -> float:
+            return max(0, sum(status.totals[name] - before.totals[name] for name in names)) / passed_s
+
+        self.rate_per_s += _SHARE * (per_s("completed", "dead", "cancelled") - self.rate_per_s)
+        self.submitted_per_s += _SHARE * (per_s("submitted") - self.submitted_per_s)
+
+    def predicted_wait_ms(self, lane: str) -> int | None:
+        """How long a job that enters the lane now will wait, by what waits before it and how fast jobs end.
+        None where nobody can say: no worker lives, or nothing has ended lately."""
+        status = self.fresh
+        if status is None or not status.workers:
+            return None
+        ahead = 0
+        for name, found in status.lanes.items():
+            ahead += found.queued
+            if name == lane:
+                if found.paused:
+                    return None
+                break
+        if ahead == 0:
+            return 0
+        return round(ahead / self.rate_per_s * 1000) if self.rate_per_s > 0.01 else None

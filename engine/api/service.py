@@ -1,0 +1,56 @@
+"""Owns what the routes of one server process share: settings, the client, the pulse, the word to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+
+from tqe.api.pulse import Pulse
+from tqe.client import AsyncClient
+from tqe.registry import Registry
+from tqe.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What `tqe serve` was told."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    procs: int = 1
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can come in."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+class Service:
+    """One server process; its client lives inside of `running`."""
+
+    def __init__(self, settings: Settings, registry: Registry | None, options: ServeOptions) -> None:
+        self.settings = settings
+        self.options = options
+        self._registry = registry
+        self.client: AsyncClient
+        self.pulse: Pulse
+        self.closing: asyncio.Event
+        self.waits = 0  # long polls that go on
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: Starlette) -> AsyncIterator[None]:
+        """From the start of the server's loop to its end."""
+        self.closing = asyncio.Event()
+        self.client = AsyncClient(self.settings, registry=self._registry)
+        self.pulse = Pulse(self.client)
+        looking = asyncio.create_task(self.pulse.run())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+            await self.client.close()
