@@ -152,9 +152,7 @@ RUN_LEASE_END: int
 RUN_SPECIAL: int
 RUN_BLOCKED: int
 
-def records_of(
-    board: Buffer, start: int
-) -> list[tuple[int, int, int, int, int, int, bytes, bytes]]: ...
+def records_of(board: Buffer, start: int) -> list[tuple[int, int, int, int, int, int, bytes, bytes]]: ...
 def board_constants() -> dict[str, int]: ...
 
 @final

@@ -88,7 +88,8 @@ class App:
         takes the function's name.
 
         Options: timeout, hard_after (seconds), max_retries, retry_on, no_retry_on (exception classes),
-        priority, backoff, backoff_max (seconds), track. Per submission they can be given again.
+        priority, backoff, backoff_max (seconds), track. Per submission they can be given again, `features`
+        excepted: a function of the payload that picks what a job's duration is predicted from.
         """
         if callable(name):
             return self._register(getattr(name, "__name__", type(name).__name__), name, TaskOptions())

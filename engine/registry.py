@@ -21,6 +21,8 @@ R = TypeVar("R")
 Mode = Literal["fields", "struct", "kwargs"]
 Fault = Literal["missing", "unknown", "wrong"]
 Exceptions = tuple[type[BaseException], ...]
+# What a task's own function makes of a payload (the decoded JSON object): numbers and short texts by name.
+Features = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 _LANE: Final = re.compile(r"[a-z0-9_-]{1,16}")
 _MISSING: Final = re.compile(r"Object missing required field `([^`]*)`")
@@ -41,6 +43,7 @@ class TaskOptions:
     backoff_base_ms: int | None = None
     backoff_cap_ms: int | None = None
     track: bool = True
+    features: Features | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,7 @@ class Task(Generic[P, R]):
         self.backoff_base_ms: Final = options.backoff_base_ms
         self.backoff_cap_ms: Final = options.backoff_cap_ms
         self.track: Final = options.track
+        self.features: Final = options.features
         self.__doc__ = getattr(func, "__doc__", None)
         self.__name__ = getattr(func, "__name__", name)
         self.__wrapped__ = func
@@ -218,6 +222,7 @@ OPTION_NAMES: Final = (
     "backoff",
     "backoff_max",
     "track",
+    "features",
 )
 
 
@@ -235,6 +240,9 @@ def task_options(name: str, given: Mapping[str, Any]) -> TaskOptions:
     track = get("track")
     if track is not None and not isinstance(track, bool):
         raise RegistrationError(f"task {name}: track takes true or false, not {track!r}")
+    features = get("features")
+    if features is not None and not callable(features):
+        raise RegistrationError(f"task {name}: features takes a function of the payload, not {features!r}")
     return TaskOptions(
         timeout_ms=0 if get("timeout") is None else timeout_to_ms(get("timeout")),
         hard_after_ms=_span(get, "hard_after"),
@@ -245,6 +253,7 @@ def task_options(name: str, given: Mapping[str, Any]) -> TaskOptions:
         backoff_base_ms=_span(get, "backoff"),
         backoff_cap_ms=_span(get, "backoff_max"),
         track=track is not False,
+        features=features,
     )
 
 

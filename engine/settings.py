@@ -119,6 +119,9 @@ class Settings:
     ] = 3_600
     dlq_max: Annotated[int, _int(1, 10**9, "dead jobs that are kept")] = 1_000_000
     snapshots_max: Annotated[int, _int(1_000, 10**10, "status records that are kept")] = 2_000_000
+    traces_max: Annotated[
+        int, _int(0, 10**7, "runs that are kept to learn durations from (0: none are captured)")
+    ] = 50_000
 
     # Retries
     max_retries: Annotated[int, _int(0, 1_000_000, "retries after a job's first try")] = 3

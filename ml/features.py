@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -296,42 +296,3 @@ _EXTRAS: Final[Mapping[str, Callable[[Facts], float]]] = {
     "hour": _hour,
     "weekday": _weekday,
 }
-
-
-class UserColumns:
-    """A task's own column function, tried for each job: what it raises costs that job its score, never a job.
-
-    Five errors in the last hundred calls turn it off until the process ends.
-    """
-
-    CALLS: Final = 100
-    ERRORS_MAX: Final = 5
-
-    __slots__ = ("_categorical", "_function", "_numeric", "_recent", "errors", "off")
-
-    def __init__(
-        self,
-        function: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-        *,
-        numeric: Sequence[str],
-        categorical: Sequence[str],
-    ) -> None:
-        self._function = function
-        self._numeric, self._categorical = tuple(numeric), tuple(categorical)
-        self._recent: deque[bool] = deque(maxlen=self.CALLS)
-        self.errors = 0
-        self.off = False
-
-    def __call__(self, payload: Mapping[str, Any]) -> dict[str, Value] | None:
-        """The job's fields, or None: the job keeps its FIFO place."""
-        if self.off:
-            return None
-        try:
-            picked = pick(self._function(payload), self._numeric, self._categorical)
-        except Exception:  # a user's code: it may raise anything, and nothing of it may reach a worker
-            picked = None
-        self._recent.append(picked is None)
-        if picked is None:
-            self.errors += 1
-            self.off = sum(self._recent) >= self.ERRORS_MAX
-        return picked

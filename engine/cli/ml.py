@@ -1,24 +1,30 @@
-"""The duration model from the command line: `tqe ml evaluate | train | simulate`."""
+"""Learning from past jobs and judging it, from the command line: `tqe ml evaluate | train | simulate`."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
+from tqe.cli import learning
+from tqe.cli.options import json_option, with_settings
 from tqe.cli.output import duration, emit, err, number, out, table
+from tqe.settings import Settings
+from tqe.store import learning as stored
 
-_TRACE = click.argument("trace", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+_TRACE = click.argument("trace", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 _SCHEMA = click.option(
     "--schema",
     "schema_path",
-    required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="schema.json that names the trace's columns.",
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+NICE: Final = 15  # of a training in the background: jobs come first
 
 
 def _numbers(
@@ -41,17 +47,38 @@ def _numbers(
 
 @click.group()
 def ml() -> None:
-    """Train and judge the duration model.
+    """Order jobs by predicted duration: learn from past runs, judge, publish, steer.
 
-    A TRACE is a csv or csv.gz with a line a job: submit_s (seconds since the first), what was known at
-    submission, duration_s. Its schema.json names the columns.
+    evaluate, simulate and train learn from the runs that workers have captured, or from a TRACE file: a csv
+    or csv.gz with a line a job: submit_s (seconds since the first), what was known at submission, duration_s.
+    Its schema.json names the columns.
 
     \b
     Examples:
+      tqe ml status
+      tqe ml simulate --servers 4,8,16                      what if, from your own history
+      tqe ml train                                          learn, judge, publish what wins
+      tqe ml mode low sjf
       tqe ml evaluate jobs.csv.gz --schema schema.json --servers 8
-      tqe ml simulate jobs.csv.gz --schema schema.json --servers 4,8,16
       tqe ml train jobs.csv.gz --schema schema.json --out models
     """
+
+
+def _read(settings: Settings, trace: Path | None, schema_path: Path | None) -> Any:
+    """The trace of a file, or what workers have captured."""
+    from tqe.ml import dataset, traces
+
+    if trace is not None:
+        if schema_path is None:
+            raise click.UsageError("a trace file needs --schema, which names its columns")
+        return dataset.read(trace, schema_path)
+    with learning.opened(settings) as queue:
+        runs = traces.parse(stored.traces(queue.door, queue.keys))
+    return traces.trace_of("captured", runs)
+
+
+for verb in (learning.status, learning.mode, learning.export, learning.rollback):
+    ml.add_command(verb)
 
 
 @ml.command()
@@ -67,20 +94,27 @@ def ml() -> None:
     help="Arrivals are stretched until the servers are busy for this share of the time.",
 )
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw a picture (.png, .svg).")
-@_JSON
+@json_option
+@with_settings
 def evaluate(
-    trace: Path, schema_path: Path, servers: int, loads: tuple[float, ...], plot: Path | None, as_json: bool
+    settings: Settings,
+    trace: Path | None,
+    schema_path: Path | None,
+    servers: int,
+    loads: tuple[float, ...],
+    plot: Path | None,
+    as_json: bool,
 ) -> None:
-    """Replay a trace under every policy.
+    """Replay a trace, or what was captured, under every policy.
 
     Trains on the first 60 %, replays the last 40 %. Times are sojourn times, from submission to end. The
     share is that of the gain in the mean of an oracle that knows every duration.
     """
-    from tqe.ml import dataset, plots
     from tqe.ml import evaluate as evaluation
+    from tqe.ml import plots
 
     with err().status("reading") as status:
-        read = dataset.read(trace, schema_path)
+        read = _read(settings, trace, schema_path)
         report, judged = evaluation.evaluate(
             read, servers=servers, loads=loads, progress=lambda text: status.update(text)
         )
@@ -118,9 +152,8 @@ def _policies(policies: Mapping[str, Mapping[str, float]]) -> Any:
 @click.option(
     "--out",
     "folder",
-    required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of models; the new version becomes a folder in it.",
+    help="Folder of models to write the version to, instead of publishing it.",
 )
 @click.option(
     "--servers",
@@ -130,23 +163,39 @@ def _policies(policies: Mapping[str, Mapping[str, float]]) -> Any:
     metavar="N",
     help="Workers that the gate's replays assume.",
 )
-@_JSON
-def train(trace: Path, schema_path: Path, folder: Path, servers: int, as_json: bool) -> None:
-    """Train on a trace, pass the gate, publish a version.
+@click.option("--background", is_flag=True, hidden=True, help="Give way to everything else.")
+@json_option
+@with_settings
+def train(
+    settings: Settings,
+    trace: Path | None,
+    schema_path: Path | None,
+    folder: Path | None,
+    servers: int,
+    background: bool,
+    as_json: bool,
+) -> None:
+    """Train, pass the gate, publish a version.
 
-    What wins in replays of the last jobs is published: the model, the hierarchical mean, or FIFO with the
-    reason. The same trace gives the same model, byte for byte.
+    Learns from the captured runs, or from a TRACE. What wins in replays of the last jobs is published: the
+    model, the hierarchical mean, or FIFO with the reason. All workers take it within seconds. With --out it
+    is only written to that folder. The same trace gives the same model, byte for byte.
     """
-    from tqe.ml import dataset, model, trainer
+    from tqe.ml import model, trainer
 
-    with err().status("training"):
-        read = dataset.read(trace, schema_path)
-        path, manifest = trainer.publish(read, folder, servers=servers, trained_at=model.now())
+    if background:
+        os.nice(NICE)
+    with err().status("training"), tempfile.TemporaryDirectory(prefix="tqe-model-") as made:
+        read = _read(settings, trace, schema_path)
+        path, manifest = trainer.publish(read, folder or Path(made), servers=servers, trained_at=model.now())
+        if folder is None:
+            with learning.opened(settings) as queue:
+                learning.publish(queue, path, manifest)
     if as_json:
         emit(
             {
                 "version": manifest.version,
-                "folder": str(path),
+                "folder": str(path) if folder is not None else None,
                 "chosen": manifest.chosen,
                 "sha256": manifest.sha256 or None,
                 "trained_at": manifest.trained_at,
@@ -157,7 +206,7 @@ def train(trace: Path, schema_path: Path, folder: Path, servers: int, as_json: b
         )
         return
     console = out()
-    console.print(f"published {path}")
+    console.print(f"published {manifest.version}" if folder is None else f"wrote {path}")
     console.print(f"chosen: {manifest.chosen} ({manifest.gate['reason']})")
     if manifest.bound_s > 0:
         console.print(f"T = {duration(manifest.bound_s)}, m = {duration(manifest.scale_s)}")
@@ -179,10 +228,12 @@ def train(trace: Path, schema_path: Path, folder: Path, servers: int, as_json: b
 @click.option(
     "--bound", "bound_s", type=click.FloatRange(0), metavar="SECONDS", help="T.  [default: as the gate found]"
 )
-@_JSON
+@json_option
+@with_settings
 def simulate(
-    trace: Path,
-    schema_path: Path,
+    settings: Settings,
+    trace: Path | None,
+    schema_path: Path | None,
     servers: tuple[float, ...],
     modes: str,
     bound_s: float | None,
@@ -192,7 +243,6 @@ def simulate(
 
     Learns from the first 60 % and replays the last 40 % with the predictor that the gate chooses.
     """
-    from tqe.ml import dataset
     from tqe.ml import evaluate as evaluation
     from tqe.ml.order import MODES
 
@@ -202,7 +252,7 @@ def simulate(
             raise click.BadParameter(f"{mode!r} is none of fifo, bounded, sjf", param_hint="--modes")
     with err().status("replaying"):
         found = evaluation.what_if(
-            dataset.read(trace, schema_path),
+            _read(settings, trace, schema_path),
             servers=[int(count) for count in servers],
             modes=wanted,
             bound_s=bound_s,

@@ -27,12 +27,14 @@ class Keys:
         "dlq_meta",
         "done_prefix",
         "incarnations",
+        "learner",
         "means",
         "model",
         "parked",
         "paused",
         "quarantine",
         "stats",
+        "traces",
         "void",
         "waiting",
     )
@@ -52,12 +54,14 @@ class Keys:
         self.dlq_meta = p + b"dlq_meta"
         self.done_prefix = p + b"done:"
         self.incarnations = p + b"incarnations"
+        self.learner = p + b"learner"
         self.means = p + b"means"
         self.model = p + b"model"
         self.parked = p + b"parked"
         self.paused = p + b"paused"
         self.quarantine = p + b"quarantine"
         self.stats = p + b"stats"
+        self.traces = p + b"traces"
         self.void = p + b"void"
         self.waiting = p + b"waiting"
 

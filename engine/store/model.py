@@ -12,23 +12,13 @@ Mode = Literal["fifo", "shadow", "bounded", "sjf"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 DEFAULT_MODE: Final[Mode] = "bounded"
 
-VERSION, SHA256, BOUND_US, MEAN_US, MANIFEST = b"version", b"sha256", b"bound_us", b"mean_us", b"manifest"
+VERSION, SHA256, BOUND_US, MEAN_US = b"version", b"sha256", b"bound_us", b"mean_us"
 SJF_BOUND_US: Final = 30 * 86_400 * 1_000_000  # T of `sjf`: the same rule with a bound that nobody meets
 
 
 def mode_field(lane: str) -> bytes:
     """Field with a lane's mode."""
     return b"mode:" + lane.encode()
-
-
-def bytes_field(version: str) -> bytes:
-    """Field with the text of a version's model."""
-    return b"bytes:" + version.encode()
-
-
-def ban_field(sha256: str) -> bytes:
-    """Field that is there if no worker may load this model; its value is the reason."""
-    return b"ban:" + sha256.encode()
 
 
 class Order(NamedTuple):

@@ -110,15 +110,17 @@ class Beside:
     def free_slots(self) -> int:
         return max(0, self._slots - len(self._native.active))
 
-    def start(self, lease: hot.Lease, index: int, entry: hot.Entry, body: bytes, limits: Limits) -> None:
+    def start(
+        self, lease: hot.Lease, index: int, entry: hot.Entry, body: bytes, limits: Limits
+    ) -> asyncio.Future[Any]:
         """Start a job that was taken out of its frame: a coroutine, or a synchronous one on the helper
-        thread."""
+        thread. What it answers ends with the job, and tells nothing more."""
         if entry.is_async:
-            self._native.start(
+            started: asyncio.Future[Any] = self._native.start(
                 lease, index, entry, body, limits,
                 timeout_ms=limits.timeout_ms, hard_ms=limits.hard_ms, retries=limits.packed,
-            )  # fmt: skip
-            return
+            ).task  # fmt: skip
+            return started
         if lease.started_ms == 0:
             lease.started_ms = self._native.now_ms()
         job = HelpedJob(lease, index, entry, limits, limits.timeout_ms, clock.boottime_ns())
@@ -136,6 +138,7 @@ class Beside:
         job.future.add_done_callback(lambda future: self._help_ended(job, future))
         if limits.timeout_ms:
             self._limit(job)
+        return job.future
 
     def cancel(self, row: int, index: int, frame_id: bytes) -> None:
         """Cancel one running job on request."""

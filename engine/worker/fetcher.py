@@ -144,12 +144,13 @@ class Fetcher:
         self._hold.expected += len(fetched.frames)
         self._audit(fetched.hlen)
         if self.ordering.on:
-            self._take_in_order(fetched)
+            leases = self._take_in_order(fetched)
         else:
-            self.take_in(fetched.frames, cancels=fetched.cancels, now_us=fetched.now_us)
+            leases = self.take_in(fetched.frames, cancels=fetched.cancels, now_us=fetched.now_us)
+        self._runner.capture.pick(leases, now_ns)
         return self.sent_at
 
-    def _take_in_order(self, fetched: working.Fetched) -> None:
+    def _take_in_order(self, fetched: working.Fetched) -> list[hot.Lease]:
         """What an ordered lane brought: the shortest run here, the others go back with their scores."""
         hold = self._hold
         plan = self.ordering.arrange(
@@ -162,7 +163,7 @@ class Fetcher:
         for name, frames in plan.returned:
             self._settler.give_back(name, frames)
         cancels = {fetched.frames[at]: indexes for at, indexes in fetched.cancels.items()}
-        self.take_in(
+        leases = self.take_in(
             plan.kept,
             cancels={at: cancels[frame] for at, frame in enumerate(plan.kept) if frame in cancels},
             now_us=fetched.now_us,
@@ -170,6 +171,7 @@ class Fetcher:
         )
         if plan.carried:  # more of these were asked for than fit
             self._jobs_budget = max(1, len(plan.kept))
+        return leases
 
     def take_in(
         self,
@@ -178,7 +180,7 @@ class Fetcher:
         cancels: dict[int, set[int]] | None = None,
         now_us: int = 0,
         predicted_ns: dict[bytes, float] | None = None,
-    ) -> None:
+    ) -> list[hot.Lease]:
         """Make leases of frames that Redis says are ours; what will not run soon is marked to go back.
 
         Those of which the time was predicted are kept: that was decided by it.
@@ -194,7 +196,7 @@ class Fetcher:
             self._hold.add_all(leases, per_job_ns)
             self._waited(leases, now_us)
             self._plan(jobs, jobs, self._hold.held_ns - held_before_ns)
-            return
+            return leases
         wanted = {frames[at]: indexes for at, indexes in (cancels or {}).items()}
         for lease in leases:
             lease.cancels = wanted.get(lease.frame)
@@ -207,6 +209,7 @@ class Fetcher:
         self._waited(leases, now_us)
         kept = sum(lease.stop - lease.next for lease in leases)
         self._plan(jobs, kept, self._hold.held_ns - held_before_ns)
+        return leases
 
     def _plan(self, jobs: int, kept: int, predicted_ns: float) -> None:
         """How many jobs to ask for next time.

@@ -14,7 +14,7 @@ from tqe.board.board import SlotView
 from tqe.errors import LeaseLost, RedisUnavailable, ScriptError
 from tqe.job import IDS
 from tqe.settings import Settings
-from tqe.store import model, wire, working
+from tqe.store import learning, model, wire, working
 from tqe.store.call import Call
 from tqe.store.keys import Keys
 
@@ -104,6 +104,13 @@ class Link:
             return bool(await answer)
         except (RedisUnavailable, ScriptError):
             return False
+
+    def add_traces(self, traces: list[bytes]) -> None:
+        """Write to the stream of traces, and do not wait for the answer: nothing depends on it."""
+        if self._wire is not None:
+            for trace in traces:
+                command = learning.add_trace(self._keys, trace, self._settings.traces_max)
+                self._wire.command(*command, timeout_ms=self._timeout_ms)
 
     async def means(self) -> dict[str, float]:
         """Mean durations by type, in µs, as the stewards publish them; empty if they cannot be read."""

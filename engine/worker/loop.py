@@ -149,6 +149,7 @@ class Worker:
                 await self._turn()
                 if ticker.done():
                     ticker.result()  # without it nobody looks at the board or at overdue replies
+            self._link.add_traces(self.runner.capture.take(0, force=True))
             await self._link.leave()
         except Stopped:
             log.warning(
@@ -331,6 +332,7 @@ class Worker:
             lag_us = int(max(0.0, loop.time() - expected) * 1e6)
             self._view.set(layout.C_COUNTERS + layout.WORD * layout.COUNTERS.index("loop_lag_us"), lag_us)
             self._link.check()
+            self._link.add_traces(self.runner.capture.take(clock.boottime_ns()))
             self._recycle()
             self._changed.set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -17,6 +18,7 @@ from tqe.errors import DamagedFrame, JobCancelled, PayloadTooLarge, SoftTimeLimi
 from tqe.registry import Registry, Task
 from tqe.settings import Settings
 from tqe.worker.beside import Beside, Job, Limits
+from tqe.worker.capture import PICKED, Capture, Run
 from tqe.worker.failures import Failures, Outcome, RetryRule
 from tqe.worker.hold import Hold
 
@@ -93,6 +95,7 @@ class JobRunner:
             now_ms=self.native.now_ms,
             known=tuple(task.name for task in registry),
         )
+        self.capture = Capture(self.tasks, on=settings.traces_max > 0)
         self._own: Limits | None = None  # limits of the job that runs inline, where they are not its task's
         self.beside = Beside(
             self.native,
@@ -299,6 +302,9 @@ class JobRunner:
             self.full = True
             return hot.RUN_FULL
         index, key, stored, options, zstd = self.native.take(lease)
+        picked = lease.cancels is PICKED
+        if picked:
+            lease.cancels = None  # one run of it is enough
         if lease.cancels is not None and index in lease.cancels:
             self._record(
                 lease, index, self.failures.plain(layout.OUT_CANCELLED, "cancelled", "cancelled on request")
@@ -309,7 +315,7 @@ class JobRunner:
             self._record(lease, index, outcome)
             self._view.add("unknown")
         else:
-            self._start(lease, index, task, stored, options, zstd)
+            self._start(lease, index, task, stored, options, zstd, picked)
         return int(hot.RUN_FULL if self.full else hot.RUN_ENDED)
 
     def _has_place(self, task: Task[..., Any]) -> bool:
@@ -318,7 +324,14 @@ class JobRunner:
         return not self.active or self.beside.helped is None
 
     def _start(
-        self, lease: hot.Lease, index: int, task: Task[..., Any], stored: bytes, options: bytes, zstd: bool
+        self,
+        lease: hot.Lease,
+        index: int,
+        task: Task[..., Any],
+        stored: bytes,
+        options: bytes,
+        zstd: bool,
+        picked: bool,
     ) -> None:
         try:
             limits = self._limits_of(lease, task, options)
@@ -339,8 +352,13 @@ class JobRunner:
         except (DamagedFrame, PayloadTooLarge) as e:
             self._record(lease, index, self.failures.plain(layout.OUT_DEAD, "arguments", str(e)))
             return
+        run = None
+        if picked:
+            run = self.capture.begin(lease, index, task, body, self.native.redis_offset_ms)
         if task.is_async or self.active:
-            self.beside.start(lease, index, entry, body, limits)
+            started = self.beside.start(lease, index, entry, body, limits)
+            if run is not None:
+                started.add_done_callback(partial(self._ended_beside, run))
         else:
             self._own = limits
             try:
@@ -355,12 +373,20 @@ class JobRunner:
                 )
             finally:
                 self._own = None
+            if run is not None:
+                self.capture.end(run)
+
+    def _ended_beside(self, run: Run, _: asyncio.Future[Any]) -> None:
+        if self.native.late is not None:
+            run.outcome = ""  # how it ended is told later, and not to us
+        self.capture.end(run)
 
     # -- outcomes
 
     def _failed_beside(self, job: Job, error: BaseException, in_arguments: bool) -> None:
         """A coroutine, or the helper's job, raised."""
         if isinstance(error, asyncio.CancelledError | SoftTimeLimit) and job.ending == "return":
+            self.capture.failed(job.lease, job.index, "")
             self._record(job.lease, job.index, Outcome(layout.OUT_RETURNED, b""))
             return
         if isinstance(error, asyncio.CancelledError) and job.ending == "timeout":
@@ -391,6 +417,7 @@ class JobRunner:
             in_arguments=in_arguments,
         )
         entry.count(layout.T_FAILED)
+        self.capture.failed(lease, index, _said(error))
         if outcome.status == layout.OUT_RETRY:
             entry.count(layout.T_RETRIED)
         elif outcome.status == layout.OUT_DEAD:
@@ -471,6 +498,13 @@ class _Escaped(Exception):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(type(cause).__name__)
         self.cause = cause
+
+
+def _said(error: BaseException) -> str:
+    """What a failure says of the run's duration: a limit that it used up, or an end before its time."""
+    if isinstance(error, JobCancelled):
+        return ""
+    return "timeout" if isinstance(error, SoftTimeLimit) else "failed"
 
 
 def _id(lease: hot.Lease, index: int) -> str:

@@ -436,9 +436,7 @@ def until_done(run: Callable[[], Any], tries: int = 5) -> int:
 
 @each_mode
 @pytest.mark.parametrize("script", ["takeover", "settle", "leave"])
-@pytest.mark.parametrize(
-    "kind", ["kept", *seldom("retry", "done", "result", "dead", "returned")]
-)
+@pytest.mark.parametrize("kind", ["kept", *seldom("retry", "done", "result", "dead", "returned")])
 def test_recovery(rig: Rig, proxy: Proxy, kind: str, script: str, mode: str) -> None:
     """A worker that was killed at work; the job that ran, and no other, runs again."""
     tasks(rig)

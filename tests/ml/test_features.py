@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.ml import made
 from tqe.ml import features
 from tqe.ml.dataset import Facts, Record, Trace, collect
-from tqe.ml.features import Columns, Schema, UserColumns, schema_of
+from tqe.ml.features import Columns, Schema, schema_of
 from tqe.ml.history import SHRINK_JOBS, History, Level
 from tqe.ml.predict import Learner, Ordered, Walk
 from tqe.ml.simulate import replay, stretched
@@ -283,19 +283,3 @@ def test_no_payload_breaks_picking(payload: dict[str, object]) -> None:
     numeric, categorical = features.discover([payload])
     picked = features.pick(payload, numeric, categorical)
     assert all(v is None or isinstance(v, str) or math.isfinite(v) for v in picked.values())
-
-
-def test_a_users_column_function_that_raises_is_counted_and_turned_off() -> None:
-    def bad(payload):  # type: ignore[no-untyped-def]
-        return {"n": 1 / payload["n"]}
-
-    columns = UserColumns(bad, numeric=("n",), categorical=())
-    assert columns({"n": 2}) == {"n": 0.5}
-    for _ in range(4):
-        assert columns({"n": 0}) is None and not columns.off
-    for _ in range(96):
-        columns({"n": 1})
-    assert not columns.off and columns({}) is None  # the early errors have left the window
-    for _ in range(4):
-        columns({})
-    assert columns.off and columns({"n": 2}) is None and columns.errors == 9
