@@ -271,6 +271,19 @@ cdef class Lease:
                 return False
         return True
 
+    cdef bint _ended_well(self) except -1:
+        """Held under one name, never tried before, and all jobs under that name have completed or have a record."""
+        cdef int i, base, n
+        if self.settling or len(self.claims) != 1 or not self._head.flags & FLAG_TRACKED:
+            return False
+        if self._head.attempts or self._head.crashes:
+            return False
+        base, n = self.claims[0]
+        for i in range(base - self._head.base, base - self._head.base + n):
+            if self._state[i] != JOB_DONE and self._state[i] != JOB_RECORDED:
+                return False
+        return True
+
     def to_settle(self):
         """Whether a claim holds a job that has ended or was given back."""
         cdef int i, base, n
@@ -497,29 +510,121 @@ def plain_done(list leases not None):
     return groups, others
 
 
-def recorded_ones(list leases not None):
-    """The same of frames of one whose job has a record, at its first try: its result, if it completed.
+def results_of(Slot slot not None, list leases not None):
+    """Split leases further, by their records: (ones, larger, others).
 
-    Whoever settles them must look at the record: ({key as above: [Lease]}, [the others]).
+    The jobs of the first two have all completed at their first try, and tell nothing but their results. `ones` are frames of
+    one, by their key as above: {key: ([Lease], [field])}; `larger` are [(Lease, [name, field, name, field, …])].
     """
-    cdef dict groups = {}
-    cdef list others = []
-    cdef list group = None
+    cdef dict ones = {}, by_row = {}
+    cdef list larger = [], others = [], cells, told
     cdef Lease lease
     cdef Lease first = None
+    cdef tuple group = None
+    cdef int i
     for lease in leases:
-        if (lease._head.total != 1 or lease.settling or len(lease.claims) != 1 or lease._state[0] != JOB_RECORDED
-                or lease._head.attempts or lease._head.crashes or not lease._head.flags & FLAG_TRACKED):
+        if lease._ended_well():
+            by_row[lease.row] = (lease, [None] * <int>lease.claims[0][1])
+    if by_row:
+        # Where a job stands in both halves, the record in the one in use is the truth.
+        read_results(slot, 1 - slot.half, by_row)
+        read_results(slot, slot.half, by_row)
+    for lease in leases:
+        found = by_row.get(lease.row)
+        if found is None or (<tuple>found)[0] is not lease:
             others.append(lease)
+            continue
+        told = told_of(lease, <list>(<tuple>found)[1])
+        if told is None:
+            others.append(lease)
+            continue
+        lease.settling = True
+        if lease._head.total > 1:
+            larger.append((lease, told))
             continue
         if first is None or not alike(first, lease):
             first = lease
             key = done_key(lease)
-            group = groups.get(key)
+            group = ones.get(key)
             if group is None:
-                group = groups[key] = []
-        group.append(lease)
-    return groups, others
+                group = ones[key] = ([], [])
+        (<list>group[0]).append(lease)
+        (<list>group[1]).append(told[1])
+    return ones, larger, others
+
+
+cdef list told_of(Lease lease, list cells):
+    """[name, field, …] of the claim's recorded jobs, or None if one of them has something else to tell."""
+    cdef list told = []
+    cdef int i, base = lease.claims[0][0]
+    cdef const unsigned char *state = lease._state + (base - lease._head.base)
+    cdef char name[32]
+    cdef int size
+    memcpy(name, lease._head.data + AT_ID, F_ID)
+    name[F_ID] = b'.'
+    for i in range(len(cells)):
+        if state[i] != JOB_RECORDED:
+            continue
+        if cells[i] is None:
+            return None
+        size = snprintf(name + F_ID + 1, 5, "%d", base + i)
+        told.append(PyBytes_FromStringAndSize(name, F_ID + 1 + size))
+        told.append(cells[i])
+    # A frame of one is settled with its field.
+    return told if told or lease._head.total > 1 else None
+
+
+cdef int read_results(Slot slot, int half, dict by_row) except -1:
+    """Put the fields of plain results of one half into their cells; a cell is None again if the job has more to tell."""
+    cdef const char *p = slot.base + O_HALVES + half * HALF_BYTES
+    cdef unsigned int at = 0, length, row, last_row = ROWS, error_n, result_n
+    cdef unsigned short index
+    cdef unsigned long long started_ms, finished_ms, times[2]
+    cdef char head[112]
+    cdef int head_n = 0, base = 0, n = 0
+    cdef list cells = None
+    cdef Lease lease
+    cdef bytes field
+    cdef char *to
+    times[0] = times[1] = 0
+    while at < slot.used[half]:
+        memcpy(&length, p + at, 4)
+        memcpy(&row, p + at + 4, 4)
+        if row != last_row:
+            last_row = row
+            found = by_row.get(row)
+            cells = None
+            if found is not None:
+                lease = <Lease>(<tuple>found)[0]
+                cells = <list>(<tuple>found)[1]
+                base, n = lease.claims[0]
+        memcpy(&index, p + at + 8, 2)
+        if cells is None or index < base or index >= base + n:
+            at += length
+            continue
+        memcpy(&error_n, p + at + 32, 4)
+        memcpy(&result_n, p + at + 36, 4)
+        if p[at + 10] != OUT_DONE or error_n:
+            cells[index - base] = None
+            at += length
+            continue
+        memcpy(&started_ms, p + at + 16, 8)
+        memcpy(&finished_ms, p + at + 24, 8)
+        if not head_n or started_ms != times[0] or finished_ms != times[1]:
+            times[0], times[1] = started_ms, finished_ms
+            head_n = snprintf(head, 112, b'{"attempts":1,"started_at":%llu,"finished_at":%llu,"result":',
+                              started_ms, finished_ms)
+        field = PyBytes_FromStringAndSize(NULL, head_n + (result_n or 4) + 1)
+        to = PyBytes_AS_STRING(field)
+        memcpy(to, head, head_n)
+        if result_n:
+            memcpy(to + head_n, p + at + RECORD_HEADER_BYTES, result_n)
+        else:
+            memcpy(to + head_n, b"null", 4)
+        to[PyBytes_GET_SIZE(field) - 1] = b'}'
+        cells[index - base] = field
+        at += length
+    return 0
 
 
 cdef bint alike(Lease a, Lease b) noexcept:

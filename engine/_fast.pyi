@@ -305,9 +305,13 @@ def types_of(leases: list[Lease]) -> set[bytes] | None: ...
 def plain_done(
     leases: list[Lease],
 ) -> tuple[dict[tuple[int, str, bytes], list[Lease]], list[Lease]]: ...
-def recorded_ones(
-    leases: list[Lease],
-) -> tuple[dict[tuple[int, str, bytes], list[Lease]], list[Lease]]: ...
+def results_of(
+    slot: Slot, leases: list[Lease]
+) -> tuple[
+    dict[tuple[int, str, bytes], tuple[list[Lease], list[bytes]]],
+    list[tuple[Lease, list[bytes]]],
+    list[Lease],
+]: ...
 
 @final
 class Runner:

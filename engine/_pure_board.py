@@ -283,6 +283,15 @@ class Slot:
         """No room for the outcome of another job."""
         return self._used[self._half] > HALF_BYTES - ROOM_BYTES
 
+    @property
+    def half(self) -> int:
+        """The outcome half in use."""
+        return self._half
+
+    def records(self, half: int) -> list[tuple[int, int, int, int, int, int, bytes, bytes]]:
+        """Records of one outcome half."""
+        return records_of(self.bytes, O_HALVES + half * HALF_BYTES) if self._used[half] else []
+
     def states_at(self, row: int) -> int:
         """Offset of a row's first state byte."""
         at = O_ROWS + row * ROW_BYTES
@@ -548,9 +557,20 @@ class Lease:
         """(index, type, payload as stored, options, zstd)."""
         return self._jobs[index - self.header.base]
 
-    def first_state(self) -> int:
-        """State byte of its first job."""
-        return int(self._slot.bytes[self._states])
+    def claimed_states(self) -> list[tuple[int, int]]:
+        """(index, state byte) of each job under the one name by which it is held."""
+        ((base, n),) = self.claims
+        at = self._states - self.header.base
+        return list(enumerate(self._slot.bytes[at + base : at + base + n], base))
+
+    def ended_well(self) -> bool:
+        """Held under one name, never tried before, and all jobs under that name have completed or have a
+        record."""
+        if self.settling or len(self.claims) != 1 or not self.tracked:
+            return False
+        if self.header.attempts or self.header.crashes:
+            return False
+        return all(state in (JOB_DONE, JOB_RECORDED) for _, state in self.claimed_states())
 
     def mark(self, index: int, state: int) -> None:
         """Write the state of one job."""
@@ -667,23 +687,56 @@ def plain_done(
     return groups, others
 
 
-def recorded_ones(
-    leases: list[Lease],
-) -> tuple[dict[tuple[int, str, bytes], list[Lease]], list[Lease]]:
-    """The same of frames of one whose job has a record, at its first try: its result, if it completed.
+def results_of(
+    slot: Slot, leases: list[Lease]
+) -> tuple[
+    dict[tuple[int, str, bytes], tuple[list[Lease], list[bytes]]],
+    list[tuple[Lease, list[bytes]]],
+    list[Lease],
+]:
+    """Split leases further, by their records: (ones, larger, others).
 
-    Whoever settles them must look at the record: ({key as above: [Lease]}, [the others]).
+    The jobs of the first two have all completed at their first try, and tell nothing but their results.
+    `ones` are frames of one, by their key as above: {key: ([Lease], [field])}; `larger` are
+    [(Lease, [name, field, name, field, …])].
     """
-    groups: dict[tuple[int, str, bytes], list[Lease]] = {}
+    records: dict[tuple[int, int], bytes | None] = {}
+    for half in (1 - slot.half, slot.half):
+        for row, index, status, _, started_ms, finished_ms, error, result in slot.records(half):
+            plain = status == OUT_DONE and not error
+            field = _RESULT % (started_ms, finished_ms, result or b"null") if plain else None
+            records[row, index] = field
+    ones: dict[tuple[int, str, bytes], tuple[list[Lease], list[bytes]]] = {}
+    larger: list[tuple[Lease, list[bytes]]] = []
     others: list[Lease] = []
     for lease in leases:
-        head = lease.header
-        whole = head.total == 1 and lease.tracked and len(lease.claims) == 1 and not lease.settling
-        if whole and not (head.attempts or head.crashes) and lease.first_state() == JOB_RECORDED:
-            groups.setdefault(_done_key(lease), []).append(lease)
-        else:
+        told = _told_of(lease, records) if lease.ended_well() else None
+        if told is None:
             others.append(lease)
-    return groups, others
+            continue
+        lease.settling = True
+        if lease.header.total > 1:
+            larger.append((lease, told))
+        else:
+            same, fields = ones.setdefault(_done_key(lease), ([], []))
+            same.append(lease)
+            fields.append(told[1])
+    return ones, larger, others
+
+
+_RESULT: Final = b'{"attempts":1,"started_at":%d,"finished_at":%d,"result":%b}'
+
+
+def _told_of(lease: Lease, records: dict[tuple[int, int], bytes | None]) -> list[bytes] | None:
+    """[name, field, …] of the claim's recorded jobs, or None if one of them has something else to tell."""
+    told: list[bytes] = []
+    for index, state in lease.claimed_states():
+        if state == JOB_RECORDED:
+            field = records.get((lease.row, index))
+            if field is None:
+                return None
+            told += [b"%b.%d" % (lease.frame_id, index), field]
+    return told if told or lease.header.total > 1 else None  # a frame of one is settled with its field
 
 
 def _done_key(lease: Lease) -> tuple[int, str, bytes]:

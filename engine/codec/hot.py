@@ -32,8 +32,8 @@ RUN_SPECIAL = _backend.RUN_SPECIAL
 RUN_BLOCKED = _backend.RUN_BLOCKED
 admit = _backend.admit
 plain_done = _backend.plain_done
-recorded_ones = _backend.recorded_ones
 records_of = _backend.records_of
+results_of = _backend.results_of
 types_of = _backend.types_of
 close_all = _backend.close_all
 end_if_forked = _backend.end_if_forked
@@ -64,8 +64,8 @@ __all__ = [
     "hold_all",
     "names_of",
     "plain_done",
-    "recorded_ones",
     "records_of",
+    "results_of",
     "rows_of",
     "start_all",
     "still_held",

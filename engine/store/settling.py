@@ -63,6 +63,8 @@ class Item:
     ranges: list[tuple[int, int, str]] = field(default_factory=list)
     fields: list[tuple[int, bytes]] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
+    # Fields of jobs that completed at the first try, as the script wants them: name, field, name, field, …
+    results: list[bytes] = field(default_factory=list)
 
     @property
     def kept(self) -> list[tuple[int, int]]:
@@ -217,6 +219,7 @@ class _Writer:
 
     def full(self, item: Item) -> bool:
         size = sum(len(part.frame) for part in item.parts) + sum(len(body) for _, body in item.fields)
+        size += sum(map(len, item.results))
         return bool(self.leases) and (
             self.over(1, size)
             or self._parts + len(item.parts) > PARTS_MAX
@@ -255,10 +258,12 @@ class _Writer:
         args += [item.started_ms, item.finished_ms, len(item.ranges)]
         for base, n, state in item.ranges:
             args += [base, n, state]
-        args.append(len(item.fields))
+        args.append(len(item.fields) + len(item.results) // 2)
         for index, body in item.fields:
             args += [b"%b.%d" % (item.frame_id, index), body]
             self._bytes += len(body)
+        args += item.results
+        self._bytes += sum(map(len, item.results))
         args.append(len(item.parts))
         for part in item.parts:
             self._lanes.setdefault(part.lane, len(self._lanes) + 1)

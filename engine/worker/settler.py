@@ -179,10 +179,13 @@ class Settler:
             bucket = (second, char) if value else None
             batch.add_done(bucket, value, hot.names_of(done), done)
         if others:
+            ones, larger, others = hot.results_of(self._slot, others)
+            for (second, char, value), (recorded, fields) in ones.items():
+                batch.add_results((second, char), value, hot.names_of(recorded), fields, recorded)
+            for lease, told in larger:
+                self._add_completed(batch, lease, told)
+        if others:
             records = self._records()
-            ones, others = hot.recorded_ones(others)
-            for (second, char, value), recorded in ones.items():
-                others += self._add_results(batch, (second, char), value, recorded, records)
             for lease in others:
                 self._add_claims(batch, lease, records.get(lease.row, {}))
         for name, frames in self._returned:
@@ -193,29 +196,15 @@ class Settler:
         self._damaged.clear()
         return batch
 
-    def _add_results(
-        self,
-        batch: settling.SettleBatch,
-        bucket: tuple[int, str],
-        value: bytes,
-        leases: list[hot.Lease],
-        records: dict[int, dict[int, Record]],
-    ) -> list[hot.Lease]:
-        """Frames of one with a result share a group; returns those whose record tells something else."""
-        done: list[hot.Lease] = []
-        fields: list[bytes] = []
-        others: list[hot.Lease] = []
-        for lease in leases:
-            told = settling.result_field(records.get(lease.row, {}).get(0))
-            if told:
-                lease.settling = True
-                done.append(lease)
-                fields.append(told)
-            else:
-                others.append(lease)
-        if done:
-            batch.add_results(bucket, value, hot.names_of(done), fields, done)
-        return others
+    def _add_completed(self, batch: settling.SettleBatch, lease: hot.Lease, told: list[bytes]) -> None:
+        """All that is left of a lease has completed, with these results."""
+        ((base, n),) = lease.claims
+        name = settling.lease_name(lease.frame_id, base, n, lease.run)
+        item = settling.Item(
+            name, lease.frame_id, True, lease.started_ms, lease.finished_ms, [(base, n, "C")]
+        )
+        item.results = told
+        batch.add(item, Change(lease, (base, n), []))
 
     def _add_claims(self, batch: settling.SettleBatch, lease: hot.Lease, records: dict[int, Record]) -> None:
         row = self._view.row(lease.row)

@@ -1278,36 +1278,96 @@ def test_plain_done_of_nothing(rig: Rig) -> None:
     assert rig.backend.plain_done([]) == ({}, [])
 
 
-# --- frames of one whose job has a record ---
+# --- leases whose jobs completed, some with a result ---
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_recorded_ones_equals_the_contract(rig: Rig, seed: int) -> None:
-    rng = random.Random(seed)
-    runner = rig.runner()
-    leases = []
-    for number in range(150):
-        lease = random_lease(rig, runner, rng, number)
-        if rng.random() < 0.7:
-            rig.slot.set_state(lease.row, lease.base, layout.JOB_RECORDED)
-        leases.append(lease)
-    groups: dict[Any, list[hot.Lease]] = {}
+def naive_results_of(rig: Rig, leases: list[hot.Lease]) -> tuple[Any, Any, Any]:
+    """The same from records and states as anybody can read them."""
+    records: dict[tuple[int, int], Any] = {}
+    for row, record in rig.view.all_records():
+        records[row, record.index] = record
+    ones: dict[Any, tuple[list[hot.Lease], list[bytes]]] = {}
+    larger: list[tuple[hot.Lease, list[bytes]]] = []
     others = []
     for lease in leases:
         header = lease.header
-        fresh = not (header.attempts or header.crashes or lease.settling) and lease.tracked
-        if header.total == 1 and fresh and rig.states(lease) == "3" and len(lease.claims) == 1:
+        told: list[bytes] = []
+        good = len(lease.claims) == 1 and not (header.attempts or header.crashes or lease.settling)
+        good = good and lease.tracked
+        for index in range(*(lease.claims[0][0], sum(lease.claims[0])) if good else (0,)):
+            state = rig.slot.states(lease.row)[index - lease.base]
+            record = records.get((lease.row, index))
+            if state == layout.JOB_RECORDED and record is not None:
+                good = good and record.status == layout.OUT_DONE and not record.error
+                head = f'{{"attempts":1,"started_at":{record.started_ms},"finished_at":{record.finished_ms}'
+                told.append(lease.frame_id + b".%d" % index)
+                told.append(head.encode() + b',"result":' + (record.result or b"null") + b"}")
+            elif state != layout.JOB_DONE:
+                good = False
+        if not good or (header.total == 1 and not told):
+            others.append(lease)
+        elif header.total > 1:
+            larger.append((lease, told))
+        else:
             second, char = bucket_of(header.frame_id)
             times = f"{lease.started_ms},{lease.finished_ms}"
             value = f"C,1,0,{times},{header.lane},{codec.types(lease.frame)}".encode()
-            groups.setdefault((second, char, value), []).append(lease)
-        else:
-            others.append(lease)
+            group = ones.setdefault((second, char, value), ([], []))
+            group[0].append(lease)
+            group[1].append(told[1])
+    return ones, larger, others
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_results_of_equals_the_contract(rig: Rig, seed: int) -> None:
+    rng = random.Random(seed)
+    runner = rig.runner()
+    leases = [random_lease(rig, runner, rng, number) for number in range(150)]
+    for k in range(2):  # some stand in both halves: the later record is the truth
+        for lease in leases:
+            for index in range(lease.base, lease.base + lease.n):
+                if rng.random() < (0.6 if lease.n == 1 else 0.3):
+                    rig.slot.record(
+                        lease.row, index, layout.OUT_DONE if rng.random() < 0.95 else layout.OUT_RETRY,
+                        started_ms=rng.randrange(2), finished_ms=rng.randrange(2, 4),
+                        error=b"" if rng.random() < 0.95 else b"{}",
+                        result=rng.choice([b"", b"1", b'"' + b"x" * 300 + b'"']),
+                    )  # fmt: skip
+        if not k:
+            rig.slot.begin_settle(rng.sample([lease.row for lease in leases], 75))
+    expected = naive_results_of(rig, leases)
     before = [lease.settling for lease in leases]
-    assert rig.backend.recorded_ones(leases) == (groups, others)
-    assert [lease.settling for lease in leases] == before  # their records decide whether they are
-    assert len(groups) > 3
+    ones, larger, others = rig.backend.results_of(rig.slot, leases)
+    assert (ones, larger, others) == expected
+    # what was read is on its way
+    read = {id(lease) for group, _ in ones.values() for lease in group} | {id(lease) for lease, _ in larger}
+    assert [lease.settling for lease in leases] == [
+        was or id(lease) in read for lease, was in zip(leases, before, strict=True)
+    ]
+    assert len(ones) > 3
+    assert len(larger) > 3
     assert others
+
+
+def test_of_a_lease_settled_in_part_only_the_rest_is_told(rig: Rig) -> None:
+    lease = rig.lease(4)
+    runner = rig.runner()
+    for index in range(4):
+        runner.take(lease)
+        rig.slot.record(lease.row, index, layout.OUT_DONE, started_ms=1, finished_ms=2, result=b"%d" % index)
+    lease.claims = [(2, 2)]
+    ones, larger, others = rig.backend.results_of(rig.slot, [lease])
+    head = b'{"attempts":1,"started_at":1,"finished_at":2,"result":'
+    told = [lease.frame_id + b".2", head + b"2}", lease.frame_id + b".3", head + b"3}"]
+    assert (ones, larger, others) == ({}, [(lease, told)], [])
+
+
+def test_a_job_whose_record_is_missing_is_left_to_others(rig: Rig) -> None:
+    lease = rig.lease(1)
+    rig.runner().take(lease)
+    rig.slot.set_state(lease.row, 0, layout.JOB_RECORDED)
+    assert rig.backend.results_of(rig.slot, [lease]) == ({}, [], [lease])
+    assert not lease.settling
 
 
 # --- both backends write the same board ---
