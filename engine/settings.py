@@ -33,6 +33,7 @@ _YEAR_S = 31_536_000
 _LANE = re.compile(rf"[a-z0-9_-]{{1,{LANE_NAME_CHARS_MAX}}}")
 _APP = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+_HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -84,6 +85,9 @@ class Settings:
     preload: Annotated[bool, _says("true or false: whether the app is imported before the fork")] = True
     burst: Annotated[bool, _says("true or false: whether to stop when no job is left")] = False
     metrics_port: Annotated[int | None, _int(0, 65_535, "the port of /metrics (0: any free one)")] = None
+    metrics_host: Annotated[
+        str, _says("the address that /metrics listens on; 0.0.0.0 lets other machines read it")
+    ] = "127.0.0.1"
     recycle_jobs: Annotated[int | None, _int(1, 10**12, "jobs after which a worker is replaced")] = None
     recycle_rss_mb: Annotated[int | None, _int(16, 10**7, "MiB of memory at which a worker is replaced")] = (
         None
@@ -289,6 +293,7 @@ _CHECKS: Final[dict[str, Callable[[Any], object]]] = {
     "app": _APP.fullmatch,
     "namespace": _NAMESPACE.fullmatch,
     "lanes": _lanes_fit,
+    "metrics_host": _HOST.fullmatch,
 }
 
 

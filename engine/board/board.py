@@ -118,6 +118,12 @@ class SlotView:
                 self._words[start // layout.WORD : (start + layout.TASK_BYTES) // layout.WORD],
             )
 
+    def bind(self, number: int, name: str) -> memoryview:
+        """Name a task's block; the words of it."""
+        start = layout.O_TASKS + number * layout.TASK_BYTES
+        self.set_text(start, name, layout.TASK_NAME_BYTES)
+        return self._words[start // layout.WORD : (start + layout.TASK_BYTES) // layout.WORD]
+
     def task_name(self, number: int) -> str:
         """Name of a task by its number on this slot, '' if none."""
         start = layout.O_TASKS + number * layout.TASK_BYTES
@@ -205,6 +211,7 @@ class Board:
         self.memory = memoryview(self._map)
         self._words = self.memory[: layout.HEADER_BYTES].cast("Q")
         self.slots = [SlotView(self.memory, k) for k in range(slots)]
+        self.retired = SlotView(self.memory, slots)  # counters and tasks only
         self.set(layout.H_MAGIC, layout.MAGIC)
         self.set(layout.H_VERSION, formats.BOARD)
         self.set(layout.H_SLOTS, slots)
@@ -217,6 +224,41 @@ class Board:
     def set(self, offset: int, value: int) -> None:
         """Store a word of the header page."""
         self._words[offset // layout.WORD] = value
+
+    def count(self, counter: str, by: int = 1) -> None:
+        """Raise one of layout.HOST_COUNTERS (only its writer does)."""
+        self._words[layout.H_COUNTERS // layout.WORD + layout.HOST_COUNTERS.index(counter)] += by
+
+    def counted(self) -> dict[str, int]:
+        """What happened on this host, by layout.HOST_COUNTERS."""
+        base = layout.H_COUNTERS // layout.WORD
+        return {name: self._words[base + k] for k, name in enumerate(layout.HOST_COUNTERS)}
+
+    def retire(self, slot: SlotView) -> None:
+        """Add the counters of a life that has ended to those of its predecessors, and free its slot.
+
+        H_RETIRING is odd meanwhile: who sums over all lives would count this one twice or not at all.
+        """
+        self.set(layout.H_RETIRING, self.get(layout.H_RETIRING) + 1)
+        try:
+            for counter, value in slot.counters().items():
+                if counter not in layout.GAUGES:
+                    self.retired.add(counter, value)
+            homes = dict(self.retired.tasks())
+            for name, words in slot.tasks():
+                home = homes.get(name)
+                if home is None:
+                    # The last block takes what no block is left for: after many deploys with new names.
+                    home = homes[name] = self.retired.bind(min(len(homes), layout.TASKS_MAX - 1), name)
+                for k in range(layout.TASK_NAME_BYTES // layout.WORD, len(words)):
+                    home[k] += words[k]
+            slot.wipe()
+        finally:
+            self.set(layout.H_RETIRING, self.get(layout.H_RETIRING) + 1)
+
+    def lives(self) -> list[SlotView]:
+        """Slots in use, and what of ended lives was added up: the sum over all of them never falls."""
+        return [self.retired, *(slot for slot in self.slots if slot.get(layout.C_STATE) != layout.FREE)]
 
     def recovery_id(self, slot: int) -> str:
         """The incarnation under which the steward recovers this slot's leases, '' if none is under way."""

@@ -30,9 +30,30 @@ H_BURST_DONE: Final = 72
 # Raised by the steward after `p model` has changed (a mode, a version, T) and what it names lies in the local
 # folder, vetted by the canary. A worker that sees another number than its own reads the modes and reloads.
 H_MODEL: Final = 80
+H_RETIRING: Final = 88  # odd while the supervisor moves a life's counters from its slot to the retired ones
+H_COUNTERS: Final = 128  # HOST_COUNTERS words
 H_RECOVERY: Final = 1024  # 32 bytes a slot: the recovery id that the steward uses for this slot's leases
 
 RECOVERY_BYTES: Final = 32
+# What happened on this host. A word has one writer, and outlives both.
+HOST_COUNTERS: Final = (
+    # the supervisor's
+    "worker_restarts",
+    "worker_crashes",
+    "steward_restarts",
+    # the steward's
+    "recovered",
+    "recovery_failures",
+    "reaped",
+    "orphans",
+    "resynced",
+    "withheld",
+    "depth_corrections",
+    "cancel_marks",
+    "promoted",
+    "snapshots_dropped",
+)
+
 SLOTS_MAX: Final = (HEADER_BYTES - H_RECOVERY) // RECOVERY_BYTES
 
 # Control page of a slot.
@@ -102,7 +123,10 @@ COUNTERS: Final = (
     "fallback_slow",
     "fallback_error",
     "fallback_load",
+    "fetch_us",
+    "settle_us",
 )
+GAUGES: Final = frozenset({"loop_lag_us"})  # among the counters: they say how it is now and are not summed
 
 FREE, LIVE, DEAD, RECOVERED = 0, 1, 2, 3
 STOP_NONE, STOP_DRAIN, STOP_NOW, STOP_RESYNC = 0, 1, 2, 3
@@ -162,9 +186,13 @@ O_HALVES: Final = O_BLOCKS + BLOCKS * BLOCK_BYTES
 SLOT_BYTES: Final = O_HALVES + HALVES * HALF_BYTES
 
 
+# Behind the last slot, laid out as the beginning of one: counters and tasks of all lives that have ended.
+RETIRED_BYTES: Final = O_ROWS
+
+
 def board_bytes(slots: int) -> int:
     """Size of a board with so many slots, in bytes."""
-    return HEADER_BYTES + slots * SLOT_BYTES
+    return HEADER_BYTES + slots * SLOT_BYTES + RETIRED_BYTES
 
 
 def slot_offset(slot: int) -> int:

@@ -29,7 +29,6 @@ from tqe.cli import demo_app
 from tqe.cli.options import where_options
 from tqe.cli.output import duration, number, out, show, table
 from tqe.cli.percentiles import Percentiles, of_values, task_times
-from tqe.cli.run import free_port
 from tqe.client import Client, JobHandles
 from tqe.job import JobStatus
 from tqe.settings import Settings
@@ -171,9 +170,11 @@ class Run:
 @contextmanager
 def workers(settings: Settings) -> Iterator[Run]:
     """`tqe run` in the background, ready; stopped at the end, whatever happens in between."""
+    from tqe.supervisor.lifecycle import check_port
+
     folder = settings.data_dir.expanduser().resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log, port = folder / "demo.log", free_port()
+    log, port = folder / "demo.log", check_port("127.0.0.1", 0)
     with log.open("wb") as stream:
         process = _start(settings, folder, stream, port)
     run = Run(process, log, port)

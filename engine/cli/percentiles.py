@@ -25,9 +25,9 @@ def task_times(page: str) -> dict[str, Percentiles]:
     """Run times by task; ValueError if the page is none."""
     found: dict[str, list[Bucket]] = {}
     for family in text_string_to_metric_families(page):
-        for sample in family.samples if family.name == "tqe_task_run_seconds" else ():
+        for sample in family.samples if family.name == "taskqueue_job_execution_duration_seconds" else ():
             if sample.name.endswith("_bucket"):
-                found.setdefault(sample.labels["task"], []).append((float(sample.labels["le"]), sample.value))
+                found.setdefault(sample.labels["type"], []).append((float(sample.labels["le"]), sample.value))
     return {name: percentiles(buckets) for name, buckets in found.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -17,7 +16,6 @@ from tqe.app import App
 from tqe.cli.options import seconds_as_ms, where_options
 from tqe.cli.output import facts, show
 from tqe.cli.server import Meeting, Met
-from tqe.errors import SettingsError
 from tqe.settings import Settings
 from tqe.telemetry import logs
 
@@ -40,6 +38,7 @@ TASKS_SHOWN: Final = 8
     default=None,
     help="Whether to import the app once before the fork; with --no-preload SIGHUP picks up new code.",
 )
+@click.option("--metrics-host", metavar="ADDRESS", help="Where metrics are served (127.0.0.1).")
 @click.option("--metrics-port", metavar="PORT", help="Serve Prometheus metrics there (0: any free port).")
 @where_options
 @click.pass_context
@@ -75,10 +74,9 @@ def serve(path: str, first: Settings, command_line: Mapping[str, Any]) -> int:
     loaded, code = _load(path, preload=first.preload)
     settings = settings_module.load(code=code, cli=command_line)
     logs.configure(level=settings.log_level, style=settings.log_format)
-    if settings.metrics_port == 0:
-        settings = replace(settings, metrics_port=free_port())
-    elif settings.metrics_port is not None:
-        lifecycle.check_port(settings.metrics_port)
+    if settings.metrics_port is not None:
+        port = lifecycle.check_port(settings.metrics_host, settings.metrics_port)
+        settings = replace(settings, metrics_port=port)
     with Meeting(settings) as meeting:
         met = meeting.met
     try:
@@ -146,13 +144,14 @@ def _loader(loaded: App | None, settings: Settings) -> Callable[[str], App]:
 
 def _introduce(path: str, loaded: App | None, settings: Settings, met: Met, pinning: str) -> None:
     """One block that says what runs where; for machines, the same as an event."""
+    host = f"[{settings.metrics_host}]" if ":" in settings.metrics_host else settings.metrics_host
     rows = {
         "app": _tasks(path, loaded),
         "redis": met.place,
         "data": str(settings.data_dir) if met.own is not None else None,
         "lanes": " > ".join(settings.lanes),
         "workers": _workers(settings, pinning),
-        "metrics": f"http://localhost:{settings.metrics_port}/metrics" if settings.metrics_port else None,
+        "metrics": f"http://{host}:{settings.metrics_port}/metrics" if settings.metrics_port else None,
         "stop": f"Ctrl-C; running jobs then have {settings.grace_ms / 1000:g} s",
     }
     log = logs.get("cli")
@@ -179,14 +178,3 @@ def _tasks(path: str, loaded: App | None) -> str:
 def _workers(settings: Settings, pinning: str) -> str:
     until = ", until no job is left" if settings.burst else ""
     return f"{settings.procs} processes{until}; {pinning}"
-
-
-def free_port() -> int:
-    """A port that is free now: the steward would take another one each time that it starts anew."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind(("0.0.0.0", 0))
-        except OSError as e:
-            raise SettingsError(f"no port is free for metrics: {e.strerror}") from e
-        port: int = probe.getsockname()[1]
-        return port

@@ -63,9 +63,7 @@ class Context:
     sightings: Sightings = field(default_factory=Sightings)
     redis_offset_ms: int | None = None  # Redis' clock minus ours (boot time)
     totals: Totals | None = None
-    ended: dict[str, int] = field(default_factory=dict)  # counters of workers that are gone
-    ended_tasks: dict[str, list[int]] = field(default_factory=dict)  # task → words of its blocks, summed
-    counts: dict[str, int] = field(default_factory=dict)  # what the duties have done, for metrics
+    not_consuming: bool = False  # jobs wait, workers could take them, and nobody does
 
     def __post_init__(self) -> None:
         self.lanes = dict.fromkeys(self.settings.lanes)
@@ -93,17 +91,8 @@ class Context:
         return at_ns // MS + offset
 
     def count(self, name: str, by: int = 1) -> None:
-        """Add to a total for metrics."""
-        self.counts[name] = self.counts.get(name, 0) + by
-
-    def retire(self, slot: SlotView) -> None:
-        """Add a dead worker's counters to those of its predecessors, before its slot is wiped."""
-        for name, value in slot.counters().items():
-            self.ended[name] = self.ended.get(name, 0) + value
-        for name, words in slot.tasks():
-            block = self.ended_tasks.setdefault(name, [0] * len(words))
-            for k in range(layout.TASK_NAME_BYTES // layout.WORD, len(words)):
-                block[k] += words[k]
+        """Add to one of layout.HOST_COUNTERS; on the board, so that it outlives this steward."""
+        self.board.count(name, by)
 
     def live_slots(self) -> list[SlotView]:
         """Slots of workers that live."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tqe.board import layout
+from tqe.board.board import SlotView
 from tqe.steward.context import Context
 from tqe.store import housekeeping
 from tqe.telemetry import metrics
@@ -17,7 +19,27 @@ _OUTCOMES: Final = {
     "retried": layout.T_RETRIED,
     "dead": layout.T_DEAD,
 }
-_NO_COUNTER: Final = frozenset({"loop_lag_us"})  # a gauge among the counters
+_TRIES: Final = 20  # to find a moment in which the supervisor moves no counters
+
+Counted = tuple[dict[str, int], dict[str, list[int]]]
+
+
+@dataclass
+class Climb:
+    """Totals that never fall. A Redis that lost its last second, or everything, goes on from a lower number:
+    Prometheus would take that for a new start, and count all that is left once more."""
+
+    _read: dict[str, int] = field(default_factory=dict)
+    _lost: dict[str, int] = field(default_factory=dict)
+
+    def take(self, read: Mapping[str, int]) -> dict[str, int]:
+        """What to show for what was read."""
+        for name in self._read.keys() | read.keys():
+            fallen = self._read.get(name, 0) - read.get(name, 0)
+            if fallen > 0:
+                self._lost[name] = self._lost.get(name, 0) + fallen
+            self._read[name] = read.get(name, 0)
+        return {name: value + self._lost.get(name, 0) for name, value in self._read.items()}
 
 
 @dataclass(frozen=True)
@@ -35,14 +57,56 @@ class TotalsReader:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._climb = Climb()
         self.next_in_s: float | None = None
         self.read_ns: int | None = None
+        self.latency_s = 0.0
 
     def run_once(self) -> TotalsReport:
         context = self._context
-        context.totals = housekeeping.totals(context.door, context.keys, context.settings.lanes)
+        asked_ns = context.now_ns()
+        incarnations = [name for slot in context.live_slots() for name in slot.incarnations]
+        totals = housekeeping.totals(context.door, context.keys, context.settings.lanes, incarnations)
         self.read_ns = context.now_ns()
+        self.latency_s = (self.read_ns - asked_ns) / 1e9
+        context.totals = totals._replace(stats=self._climb.take(totals.stats))
         return TotalsReport(context.totals)
+
+    def sample(self, *, redis_up: bool, now_ns: int) -> metrics.QueueSample | None:
+        """What was read last, as it is shown; None before that."""
+        totals, read_ns = self._context.totals, self.read_ns
+        if totals is None or read_ns is None:
+            return None
+        return queue_sample(
+            totals, redis_up=redis_up, age_s=(now_ns - read_ns) / 1e9, latency_s=self.latency_s
+        )
+
+
+def queue_sample(
+    totals: housekeeping.Totals, *, redis_up: bool = True, age_s: float = 0.0, latency_s: float = 0.0
+) -> metrics.QueueSample:
+    """The queue's part of a page, of totals that were read `age_s` ago."""
+    return metrics.QueueSample(
+        lanes={
+            name: metrics.LaneSample(
+                queued,
+                in_order,
+                oldest_s=max(0.0, (totals.now_us - totals.oldest_us[name]) / 1e6 + age_s)
+                if name in totals.oldest_us
+                else 0.0,
+                paused=name in totals.paused,
+            )
+            for name, (queued, in_order) in totals.lanes.items()
+        },
+        scheduled=totals.scheduled,
+        dead=totals.dead,
+        quarantined=totals.quarantined,
+        parked=totals.parked,
+        totals=totals.stats,
+        redis_up=redis_up,
+        age_s=age_s,
+        latency_s=latency_s,
+    )
 
 
 class Exporter:
@@ -60,47 +124,59 @@ class Exporter:
         self._reader = reader
         self._duties = duties
         self._redis_up = redis_up
+        self._counted: Counted = ({}, {})
 
     def sample(self) -> metrics.Sample:
         context, totals, now_ns = self._context, self._context.totals, self._context.now_ns()
-        read_ns = self._reader.read_ns
-        live = context.live_slots()
-        counters = dict(context.ended)
-        tasks = {name: list(words) for name, words in list(context.ended_tasks.items())}
-        workers = []
-        for slot in live:
-            own = slot.counters()
-            for name, value in own.items():
-                counters[name] = counters.get(name, 0) + value
-            for name, words in slot.tasks():
-                block = tasks.setdefault(name, [0] * len(words))
-                for k in range(layout.T_COMPLETED // layout.WORD, len(words)):
-                    block[k] += words[k]
-            step, phase = slot.get(layout.C_IN_USER), slot.get(layout.C_PHASE)
-            since_ns = context.sightings.since_ns(slot, step) if step else None
-            workers.append(
-                metrics.WorkerSample(
-                    number=slot.get(layout.C_NUMBER),
-                    state=layout.PHASES[phase] if phase < len(layout.PHASES) else "unknown",
-                    running_s=None if since_ns is None else max(0.0, (now_ns - since_ns) / 1e9),
-                    loop_lag_s=own["loop_lag_us"] / 1e6,
-                )
-            )
+        counters, tasks = self._sums()
         return metrics.Sample(
-            lanes={name: metrics.LaneSample(*lane) for name, lane in totals.lanes.items()} if totals else {},
-            scheduled=totals.scheduled if totals else 0,
-            dead=totals.dead if totals else 0,
-            quarantined=totals.quarantined if totals else 0,
-            parked=totals.parked if totals else 0,
-            totals=totals.stats if totals else {},
-            redis_up=self._redis_up() and read_ns is not None,
-            redis_age_s=(now_ns - read_ns) / 1e9 if read_ns is not None else 0.0,
-            workers=workers,
-            counters={name: value for name, value in counters.items() if name not in _NO_COUNTER},
+            queue=self._reader.sample(redis_up=self._redis_up(), now_ns=now_ns),
+            workers=[self._worker(slot, now_ns) for slot in context.live_slots()],
+            procs=context.settings.procs,
+            leases=sum(totals.leases.values()) if totals else 0,
+            not_consuming=context.not_consuming,
+            counters=counters,
             tasks={name: _task(words) for name, words in tasks.items()},
             duties=self._duties(),
-            events=dict(context.counts),
+            host=context.board.counted(),
         )
+
+    def _worker(self, slot: SlotView, now_ns: int) -> metrics.WorkerSample:
+        step, phase = slot.get(layout.C_IN_USER), slot.get(layout.C_PHASE)
+        since_ns = self._context.sightings.since_ns(slot, step) if step else None
+        return metrics.WorkerSample(
+            number=slot.get(layout.C_NUMBER),
+            state=layout.PHASES[phase] if phase < len(layout.PHASES) else "unknown",
+            active=slot.get(layout.C_ASYNC) or (1 if step else 0),
+            running_s=None if since_ns is None else max(0.0, (now_ns - since_ns) / 1e9),
+            loop_lag_s=slot.counters()["loop_lag_us"] / 1e6,
+        )
+
+    def _sums(self) -> Counted:
+        """Counters, and words of the tasks' blocks, over all lives of this host's workers."""
+        board = self._context.board
+        for _ in range(_TRIES):
+            before = board.get(layout.H_RETIRING)
+            counted = None if before & 1 else _sum_up(board.lives())
+            if counted is not None and board.get(layout.H_RETIRING) == before:
+                self._counted = counted
+                break
+            time.sleep(0.001)
+        return self._counted
+
+
+def _sum_up(lives: list[SlotView]) -> Counted:
+    counters: dict[str, int] = {}
+    tasks: dict[str, list[int]] = {}
+    for slot in lives:
+        for name, value in slot.counters().items():
+            if name not in layout.GAUGES:
+                counters[name] = counters.get(name, 0) + value
+        for name, block in slot.tasks():
+            words = block.tolist()
+            known = tasks.get(name)
+            tasks[name] = words if known is None else [a + b for a, b in zip(known, words, strict=True)]
+    return counters, tasks
 
 
 def _task(words: list[int]) -> metrics.TaskSample:

@@ -121,7 +121,6 @@ class Recovery:
 
     def _end(self, slot: SlotView) -> None:
         context = self._context
-        context.retire(slot)
         context.count("recovered")
         context.board.set_recovery_id(slot.number, "")
         slot.set(layout.C_STATE, layout.RECOVERED)

@@ -30,6 +30,7 @@ from tqe.steward.recovery import Recovery
 from tqe.steward.renewal import Renewal
 from tqe.steward.reviver import Reviver
 from tqe.steward.trimmer import Trimmer
+from tqe.steward.watchdog import Watchdog
 from tqe.store import housekeeping
 from tqe.store.keys import Keys
 from tqe.telemetry import logs, metrics
@@ -63,6 +64,7 @@ class _Entry:
     failures: int = 0
     failed_in_row: int = 0
     last_s: float = 0.0
+    lag_s: float = 0.0  # how late it began last
 
     def next_delay_s(self) -> float:
         """Until the next run: the period less some jitter, or what the duty asked for, or a retry."""
@@ -124,7 +126,7 @@ class Steward:
 
     def duties(self) -> Mapping[str, metrics.DutySample]:
         """How the duties have gone so far."""
-        return {e.duty.name: metrics.DutySample(e.runs, e.failures, e.last_s) for e in self._entries}
+        return {e.duty.name: metrics.DutySample(e.runs, e.failures, e.last_s, e.lag_s) for e in self._entries}
 
     def redis_up(self) -> bool:
         """Whether the last run that asked Redis got an answer."""
@@ -136,6 +138,7 @@ class Steward:
 
     def _run(self, entry: _Entry) -> None:
         begun_ns = self._clock.monotonic_ns()
+        entry.lag_s = max(0.0, (begun_ns - entry.due_ns) / 1e9)
         entry.runs += 1
         try:
             entry.duty.run_once()
@@ -193,8 +196,8 @@ def run_steward(
     if settings.metrics_port is not None:
         exporter = Exporter(context, reader, steward.duties, steward.redis_up)
         try:
-            served = metrics.serve(exporter.sample, port=settings.metrics_port)
-            _log.info(f"metrics are served on port {served.port}", port=served.port)
+            served = metrics.serve(exporter.sample, port=settings.metrics_port, address=settings.metrics_host)
+            _log.info(f"metrics are served on {settings.metrics_host}, port {served.port}", port=served.port)
         except OSError as e:
             _log.error(f"metrics cannot be served on port {settings.metrics_port}: {e.strerror}")
     try:
@@ -222,6 +225,7 @@ def make_duties(context: Context, reader: TotalsReader) -> list[Duty]:
         Canceller(context),
         Publisher(context),
         Unparker(context),
+        Watchdog(context),
         Auditor(context),
         Trimmer(context),
     ]

@@ -6,6 +6,7 @@ the steward's business.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import redis
 
-from tqe.errors import QueueFull, RedisUnavailable, ScriptError, TQEError
+from tqe import codec
+from tqe.errors import FrameError, QueueFull, RedisUnavailable, ScriptError, TQEError
 from tqe.job import bucket_of, is_frame_id
 from tqe.store.call import Argument, Call, Reply, SyncDoor, connect
 from tqe.store.keys import Keys
@@ -34,6 +36,8 @@ SCAN_COUNT: Final = 500
 # time.
 CLOSED_MARGIN_MS: Final = 60_000
 _FOREVER_MS: Final = 10**14
+
+OTHER_LANES: Final = "other"  # how lanes that this host does not serve are told, all together
 
 TERMINAL: Final = frozenset(b"CDXEB")
 _LEASE_NAME: Final = re.compile(rb"[0-9A-HJKMNP-TV-Z]{26}\.[0-9]{3}\.[0-9]{4}\.[0-9]{5}")
@@ -263,7 +267,10 @@ def publish(
 
 
 class Totals(NamedTuple):
-    """The shard in numbers, for metrics: jobs by lane (all, of them sorted), and the totals since ever."""
+    """The shard in numbers, for metrics: jobs by lane (all, of them sorted), and the totals since ever.
+
+    `oldest_us`: by lane, when its oldest frame entered. `leases`: by incarnation, of those asked for.
+    """
 
     lanes: dict[str, tuple[int, int]]
     scheduled: int
@@ -271,26 +278,71 @@ class Totals(NamedTuple):
     quarantined: int
     parked: int
     stats: dict[str, int]
+    oldest_us: dict[str, int]
+    paused: frozenset[str]
+    leases: dict[str, int]
+    now_us: int
 
 
-def totals(door: SyncDoor, keys: Keys, lanes: Iterable[str]) -> Totals:
-    """Read them, as cached by the scripts."""
-    depth, dead, quarantined, parked, stats = ask(
+def totals(door: SyncDoor, keys: Keys, lanes: Sequence[str], incarnations: Sequence[str] = ()) -> Totals:
+    """Read them, as cached by the scripts; lanes of others count together as `other`."""
+    depth, dead, quarantined, parked, stats, paused, (seconds, us), *more = ask(
         door,
         ("HGETALL", keys.depth),
         ("HLEN", keys.dlq),
         ("LLEN", keys.quarantine),
         ("LLEN", keys.parked),
         ("HGETALL", keys.stats),
+        ("SMEMBERS", keys.paused),
+        ("TIME",),
+        *(("LINDEX", keys.queue(lane), 0) for lane in lanes),
+        *(("ZRANGE", keys.sorted(lane), 0, 0) for lane in lanes),
+        *(("HLEN", keys.processing(one)) for one in incarnations),
     )
     depths = _numbers(depth)
     by_lane = {lane: (0, 0) for lane in lanes}
-    for name in depths:
-        lane = name.removesuffix(":sorted")
-        if lane != "delayed":
-            in_order = max(0, depths.get(f"{lane}:sorted", 0))
-            by_lane[lane] = (max(0, depths.get(lane, 0)) + in_order, in_order)
-    return Totals(by_lane, max(0, depths.get("delayed", 0)), dead, quarantined, parked, _numbers(stats))
+    for name, jobs in depths.items():
+        lane, part, _ = name.partition(":")
+        if name != "delayed":
+            lane = lane if lane in lanes else OTHER_LANES
+            queued, in_order = by_lane.get(lane, (0, 0))
+            by_lane[lane] = (queued + max(0, jobs), in_order + (max(0, jobs) if part else 0))
+    return Totals(
+        by_lane,
+        max(0, depths.get("delayed", 0)),
+        dead,
+        quarantined,
+        parked,
+        _numbers(stats),
+        _oldest_us(lanes, more),
+        frozenset(name.decode("ascii", "replace") for name in paused),
+        dict(zip(incarnations, more[2 * len(lanes) :], strict=True)),
+        int(seconds) * 1_000_000 + int(us),
+    )
+
+
+def _oldest_us(lanes: Sequence[str], heads: Sequence[Any]) -> dict[str, int]:
+    """When the oldest frame of each lane entered it: the head of its list, or of its ordered part, whose
+    first is not always the oldest, but is never far from it."""
+    found: dict[str, int] = {}
+    for at, lane in enumerate(lanes):
+        for frame in (heads[at], *heads[at + len(lanes)]):
+            with contextlib.suppress(FrameError):
+                if frame is not None:
+                    since_us = codec.peek(frame).enqueued_us
+                    found[lane] = min(since_us, found.get(lane, since_us))
+    return found
+
+
+def frames_wait(door: SyncDoor, keys: Keys, lanes: Sequence[str]) -> bool:
+    """Whether anything waits in one of these lanes that is not paused."""
+    paused, *sizes = ask(
+        door,
+        ("SMEMBERS", keys.paused),
+        *(("LLEN", keys.queue(lane)) for lane in lanes),
+        *(("ZCARD", keys.sorted(lane)) for lane in lanes),
+    )
+    return any(size and lanes[at % len(lanes)].encode() not in paused for at, size in enumerate(sizes))
 
 
 def _numbers(flat: list[bytes]) -> dict[str, int]:

@@ -159,7 +159,7 @@ def run(
     run_worker = run_worker or partial(work, predictor=predictor)
     run_steward = run_steward or partial(steward.run_steward, revive=revive)
     if settings.metrics_port:
-        check_port(settings.metrics_port)
+        check_port(settings.metrics_host, settings.metrics_port)
     board = Board(slots_of(settings.procs))
     board.set(layout.H_SUPERVISOR_PID, os.getpid())
     board.set(layout.H_LEASE_MS, settings.lease_ms)
@@ -204,18 +204,21 @@ def work(
     )
 
 
-def check_port(port: int) -> None:
-    """Refuse a port that is taken, at the start and in one sentence, rather than in a line of the steward's
-    log."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0", port))
-        except OSError as e:
-            raise SettingsError(
-                f"metrics_port = {port}: the port cannot be used ({e.strerror});"
-                " choose another, or 0 for any free one"
-            ) from e
+def check_port(host: str, port: int) -> int:
+    """Refuse an address that cannot be used, at the start and in one sentence, rather than in a line of the
+    steward's log. The port, a free one for 0: the steward would take another each time that it starts anew.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except OSError as e:
+        raise SettingsError(
+            f"metrics_host = {host}, metrics_port = {port}: metrics cannot be served there ({e.strerror});"
+            " choose another port, or 0 for any free one"
+        ) from e
 
 
 def slots_of(procs: int) -> int:
@@ -281,6 +284,7 @@ class Supervisor:
         self._turn: _Turn | None = None
         self._recycle: deque[int] = deque()
         self._turns_from_ns = 0
+        self._started: set[int] = set()  # numbers of workers that have had a life
         self._stop: _Stop | None = None
         self._told: set[str] = set()
         self._signals: process.Signals | None = None
@@ -393,6 +397,9 @@ class Supervisor:
             return None
         slot.set(layout.C_PID, pid)
         life = self._lives[pid] = Life(number, slot, pid, now_ns)
+        if number in self._started:
+            self.board.count("worker_restarts")
+        self._started.add(number)
         _log.debug("worker started", worker=number, worker_pid=pid, slot=slot.number)
         return life
 
@@ -434,6 +441,7 @@ class Supervisor:
         self._on_unexpected_death(life, death, now_ns)
 
     def _on_unexpected_death(self, life: Life, death: process.Death, now_ns: int) -> None:
+        self.board.count("worker_crashes")
         if not life.ready:
             self._start_failures += 1
         young = not life.ready or (
@@ -464,6 +472,7 @@ class Supervisor:
         self._steward_pid = 0
         if self._stop is not None and self._stop.leave_ns is not None and death.how == "exit 0":
             return
+        self.board.count("steward_restarts")
         beat = self.board.get(layout.H_STEWARD_BEAT) != 0
         young = not beat or now_ns - self._steward_started_ns < self.tuning.young_ns
         delay_ns = self._steward_backoff.died(now_ns, young=young)
@@ -471,7 +480,7 @@ class Supervisor:
 
     def _free_recovered(self) -> None:
         for slot in self.board.in_state(layout.RECOVERED):
-            slot.wipe()
+            self.board.retire(slot)
 
     # ------------------------------------------------------------------ watching
 

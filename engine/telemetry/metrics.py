@@ -1,7 +1,8 @@
 """The Prometheus page: turns a sample of plain numbers into metrics, and serves it from a thread.
 
 It counts nothing itself. Workers count on the board, scripts count in Redis, and both are read when somebody
-scrapes: a call per job into a metrics library would cost more than the rest of the engine.
+scrapes: a call per job into a metrics library would cost more than the rest of the engine. docs/METRICS.md
+lists every name; a test compares the two.
 """
 
 from __future__ import annotations
@@ -17,25 +18,87 @@ from prometheus_client.core import (
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
+    SummaryMetricFamily,
 )
 
+PREFIX: Final = "taskqueue_"
+SERIES_MAX: Final = 1_000  # of one metric
+OTHER: Final = "other"  # the label of all that has no series of its own
+
 _US: Final = 1e-6
+_REDIS_UP: Final = "1 if Redis answered the last question."
+
+# What scripts count in Redis → the counter's name and what it means; the whole queue.
+TOTALS: Final[Mapping[str, tuple[str, str]]] = {
+    "submitted": ("jobs_submitted", "Jobs that were accepted."),
+    "duplicate": ("jobs_duplicate", "Submissions that were answered with an earlier job of the same key."),
+    "completed": ("jobs_completed", "Jobs that ended well."),
+    "failed": ("jobs_failed", "Attempts that failed, be it retried or not."),
+    "retried": ("jobs_retried", "Attempts that failed and are tried again."),
+    "dead": ("jobs_dead", "Jobs that went to the dead-letter queue."),
+    "cancelled": ("jobs_cancelled", "Jobs that were cancelled."),
+    "expired": ("jobs_expired", "Jobs whose time to start had passed."),
+    "recovered": ("jobs_recovered", "Jobs that came back from a worker that died or lost its lease."),
+    "replayed": ("jobs_replayed", "Dead jobs that were sent back to their lane."),
+    "purged": ("jobs_purged", "Dead jobs that were deleted."),
+    "dlq_dropped": ("jobs_dlq_dropped", "Dead jobs that the cap of the dead-letter queue pushed out."),
+    "fenced": ("leases_fenced", "Leases whose late settling was refused, as somebody else had them."),
+    "quarantined": ("frames_quarantined", "Damaged frames that were put aside."),
+    "parked": ("frames_parked", "Frames of a newer version that were put aside."),
+}
+
+# What a worker counts on the board → name and meaning; this host.
+WORKER_TOTALS: Final[Mapping[str, tuple[str, str]]] = {
+    "fetched": ("worker_jobs_fetched", "Jobs that workers took from their lanes."),
+    "returned": ("worker_jobs_returned", "Jobs that workers gave back for others to run."),
+    "takeovers": ("worker_takeovers", "Leases that workers moved to a fresh incarnation of theirs."),
+    "reconnects": ("worker_reconnects", "Tries of workers to register with a Redis that did not answer."),
+    "wakes": ("worker_wakes", "Wake tokens, or seconds without one, that ended an idle worker's wait."),
+    "scored": ("jobs_scored", "Jobs whose duration was predicted to order them."),
+    "reordered": ("jobs_reordered", "Jobs that went back to their lane with a score to order by."),
+}
+# Counters `fallback_<reason>`: the model was not used, and order was that of entry.
+FALLBACKS: Final = ("columns", "library", "value", "slow", "error", "load")
+
+# What supervisor and steward count on the board → name and meaning; this host.
+HOST_TOTALS: Final[Mapping[str, tuple[str, str]]] = {
+    "worker_crashes": ("worker_crashes", "Workers that ended unexpectedly."),
+    "worker_restarts": ("worker_restarts", "Workers that were started in place of another."),
+    "steward_restarts": ("steward_restarts", "Stewards that were started in place of another."),
+    "recovered": ("workers_recovered", "Dead workers whose leases were settled from the board."),
+    "recovery_failures": ("recovery_failures", "Tries of such a recovery that failed."),
+    "reaped": ("incarnations_reaped", "Incarnations of other hosts whose leases had ended."),
+    "orphans": ("incarnations_orphaned", "Incarnations found with leases and without a registration."),
+    "resynced": ("worker_resyncs", "Workers that were told to compare their leases with Redis."),
+    "withheld": ("lease_renewals_withheld", "Renewals withheld from workers that stand still."),
+    "depth_corrections": ("queue_depth_corrections", "Cached depths that were found wrong and corrected."),
+    "cancel_marks": ("cancel_requests_delivered", "Cancel requests that reached a running job."),
+    "promoted": ("jobs_promoted", "Scheduled and retried jobs that entered their lane."),
+    "snapshots_dropped": ("snapshots_dropped", "Status records dropped before their time, over the cap."),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class LaneSample:
-    """Jobs that wait in a lane; `sorted` of the `queued` ones are in its ordered part."""
+    """Jobs that wait in a lane; `sorted` of the `queued` ones are in its ordered part. `oldest_s`: age of
+    its oldest frame, 0 when it is empty. `backlog_s`: predicted seconds of work that wait in it, None if
+    nobody predicts."""
 
     queued: int
     sorted: int
+    oldest_s: float = 0.0
+    paused: bool = False
+    backlog_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSample:
-    """One live worker of this host. `running_s`: how long its present job has run, None if none runs."""
+    """One live worker of this host. `active`: jobs that run in it. `running_s`: how long its present job has
+    run, None if none runs."""
 
     number: int
     state: str
+    active: int = 0
     running_s: float | None = None
     loop_lag_s: float = 0.0
 
@@ -51,20 +114,29 @@ class TaskSample:
     wait_bins: Sequence[int]
     wait_sum_s: float
 
+    def __add__(self, other: TaskSample) -> TaskSample:
+        return TaskSample(
+            {name: number + other.outcomes.get(name, 0) for name, number in self.outcomes.items()},
+            [a + b for a, b in zip(self.run_bins, other.run_bins, strict=True)],
+            self.run_sum_s + other.run_sum_s,
+            [a + b for a, b in zip(self.wait_bins, other.wait_bins, strict=True)],
+            self.wait_sum_s + other.wait_sum_s,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class DutySample:
-    """How often a duty of the steward ran and failed, and how long it took last."""
+    """How often a duty of the steward ran and failed, how long it took last, and how late it began."""
 
     runs: int
     failures: int
     last_s: float
+    lag_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """All that one scrape shows. The first group is the whole queue, as Redis has it; the others are this
-    host."""
+class QueueSample:
+    """The whole queue as Redis has it: the same on every host."""
 
     lanes: Mapping[str, LaneSample] = field(default_factory=dict)
     scheduled: int = 0
@@ -73,27 +145,34 @@ class Sample:
     parked: int = 0
     totals: Mapping[str, int] = field(default_factory=dict)
     redis_up: bool = False
-    redis_age_s: float = 0.0
+    age_s: float = 0.0
+    latency_s: float = 0.0
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """All that one scrape of a steward shows: the queue (None: not read yet), and what happens on this
+    host."""
+
+    queue: QueueSample | None = None
     workers: Sequence[WorkerSample] = ()
+    procs: int = 0
+    leases: int = 0
+    not_consuming: bool = False
     counters: Mapping[str, int] = field(default_factory=dict)
     tasks: Mapping[str, TaskSample] = field(default_factory=dict)
     duties: Mapping[str, DutySample] = field(default_factory=dict)
-    events: Mapping[str, int] = field(default_factory=dict)
+    host: Mapping[str, int] = field(default_factory=dict)
 
 
 class Page:
-    """A collector over `take`, which is called at each scrape."""
+    """A collector over `collect`, which is called at each scrape."""
 
-    def __init__(self, take: Callable[[], Sample]) -> None:
-        self._take = take
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
 
     def collect(self) -> Iterator[Metric]:
-        sample = self._take()
-        yield from _queue(sample)
-        yield from _workers(sample)
-        yield from _tasks(sample.tasks)
-        yield from _steward(sample)
+        yield from self._collect()
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not take a sample."""
@@ -115,67 +194,115 @@ class Served:
         self._thread.join(5)
 
 
-def serve(take: Callable[[], Sample], *, port: int, address: str = "0.0.0.0") -> Served:
+def serve(take: Callable[[], Sample], *, port: int, address: str) -> Served:
     """Serve `/metrics` from a thread of this process; port 0 takes any free one. Raises OSError if it is
     taken."""
     registry = CollectorRegistry()
-    registry.register(Page(take))
+    registry.register(Page(lambda: families(take())))
     server, thread = start_http_server(port, addr=address, registry=registry)
     return Served(int(server.server_port), server, thread)
 
 
-def _queue(sample: Sample) -> Iterator[Metric]:
-    depth = GaugeMetricFamily("tqe_queue_depth", "Jobs that wait, by priority (lane).", labels=["priority"])
-    in_order = GaugeMetricFamily(
-        "tqe_queue_sorted", "Of the jobs that wait, those in the lane's ordered part.", labels=["priority"]
+def families(sample: Sample) -> Iterator[Metric]:
+    """Every metric of a steward's page."""
+    if sample.queue is None:
+        # A zero would be a lie, and counters would fall: a new steward's page is read before Redis is.
+        yield _gauge("redis_up", _REDIS_UP, 0)
+    else:
+        yield from queue_families(sample.queue)
+    yield from _workers(sample)
+    yield from _tasks(sample.tasks)
+    yield from _steward(sample)
+
+
+def queue_families(queue: QueueSample) -> Iterator[Metric]:
+    """The metrics that describe the whole queue; every page has them."""
+    lanes = queue.lanes.items()
+    yield _gauges("queue_depth", "Jobs that wait.", "priority", {name: lane.queued for name, lane in lanes})
+    yield _gauges(
+        "queue_sorted",
+        "Of the jobs that wait, those in the lane's ordered part.",
+        "priority",
+        {name: lane.sorted for name, lane in lanes},
     )
-    for name, lane in sample.lanes.items():
-        depth.add_metric([name], lane.queued)
-        in_order.add_metric([name], lane.sorted)
-    yield depth
-    yield in_order
-    for name, value, text in (
-        ("tqe_scheduled_jobs", sample.scheduled, "Jobs that wait for their time or their next try."),
-        ("tqe_dead_jobs", sample.dead, "Jobs in the dead-letter queue."),
-        ("tqe_quarantined_frames", sample.quarantined, "Damaged frames that are kept aside."),
-        ("tqe_parked_frames", sample.parked, "Frames of another version that wait for an upgrade."),
-        ("tqe_redis_up", int(sample.redis_up), "1 if Redis answered the steward's last question."),
-        ("tqe_redis_sample_age_seconds", sample.redis_age_s, "Age of what this page says about Redis."),
-    ):
-        yield GaugeMetricFamily(name, text, value=value)
-    yield _labelled(
-        "tqe_jobs", "Jobs since ever, by what happened to them; the whole queue.", "event", sample.totals
+    yield _gauges(
+        "queue_oldest_age_seconds",
+        "How long the oldest job has waited.",
+        "priority",
+        {name: lane.oldest_s for name, lane in lanes},
     )
+    yield _gauges(
+        "queue_paused",
+        "1 while the lane is paused.",
+        "priority",
+        {name: int(lane.paused) for name, lane in lanes},
+    )
+    yield _gauges(
+        "predicted_backlog_seconds",
+        "Seconds of work that wait, as predicted, on one worker.",
+        "priority",
+        {name: lane.backlog_s for name, lane in lanes if lane.backlog_s is not None},
+    )
+    yield _gauge("scheduled_jobs", "Jobs that wait for their time or their next try.", queue.scheduled)
+    yield _gauge("dlq_jobs", "Jobs in the dead-letter queue.", queue.dead)
+    yield _gauge("quarantined_frames", "Damaged frames that are kept aside.", queue.quarantined)
+    yield _gauge("parked_frames", "Frames of a newer version that wait for an upgrade.", queue.parked)
+    yield _gauge("redis_up", _REDIS_UP, int(queue.redis_up))
+    yield _gauge("redis_sample_age_seconds", "Age of what this page says about the queue.", queue.age_s)
+    yield _gauge("redis_latency_seconds", "How long Redis took for the last round trip.", queue.latency_s)
+    yield from _counters(TOTALS, queue.totals)
 
 
 def _workers(sample: Sample) -> Iterator[Metric]:
-    states = GaugeMetricFamily("tqe_workers", "Live workers of this host, by state.", labels=["state"])
-    counted: dict[str, int] = {}
+    states: dict[str, int] = {}
     for worker in sample.workers:
-        counted[worker.state] = counted.get(worker.state, 0) + 1
-    for state, number in counted.items():
-        states.add_metric([state], number)
-    yield states
-    oldest = max((w.running_s for w in sample.workers if w.running_s is not None), default=0.0)
-    yield GaugeMetricFamily("tqe_oldest_running_seconds", "Age of the job that runs longest.", value=oldest)
-    lag = GaugeMetricFamily("tqe_loop_lag_seconds", "Lateness of each worker's loop.", labels=["worker"])
-    for worker in sample.workers:
-        lag.add_metric([str(worker.number)], worker.loop_lag_s)
-    yield lag
-    yield _labelled(
-        "tqe_worker_events", "What this host's workers did, since its start.", "event", sample.counters
+        states[worker.state] = states.get(worker.state, 0) + 1
+    yield _gauges("workers", "Live workers.", "state", states)
+    yield _gauge("workers_wanted", "Workers that should live.", sample.procs)
+    yield _gauge("processing_active", "Jobs that run now.", sum(w.active for w in sample.workers))
+    oldest_s = max((w.running_s for w in sample.workers if w.running_s is not None), default=0.0)
+    yield _gauge("oldest_running_seconds", "How long the longest job has run.", oldest_s)
+    yield _gauges(
+        "worker_loop_lag_seconds",
+        "How late each worker's event loop is.",
+        "worker",
+        {str(worker.number): worker.loop_lag_s for worker in sample.workers},
     )
+    yield _gauge("leases", "Leases that the workers hold.", sample.leases)
+    yield _gauge(
+        "not_consuming",
+        "1 while jobs wait, workers could take them, and none is taken.",
+        int(sample.not_consuming),
+    )
+    counted = sample.counters
+    for verb, number in (("fetch", counted.get("fetches", 0)), ("settle", counted.get("settles", 0))):
+        yield SummaryMetricFamily(
+            f"{PREFIX}{verb}_round_trip_seconds",
+            f"Calls of {verb}, from sending to reading the reply, which waits for the batch that runs.",
+            count_value=number,
+            sum_value=counted.get(f"{verb}_us", 0) * _US,
+        )
+    yield CounterMetricFamily(
+        f"{PREFIX}worker_busy_seconds", "Time that workers spent on jobs.", counted.get("busy_ns", 0) / 1e9
+    )
+    yield from _counters(WORKER_TOTALS, counted)
+    fallbacks = CounterMetricFamily(
+        f"{PREFIX}model_fallbacks", "Times that order fell back to that of entry.", labels=["reason"]
+    )
+    for reason in FALLBACKS:
+        fallbacks.add_metric([reason], counted.get(f"fallback_{reason}", 0))
+    yield fallbacks
 
 
 def _tasks(tasks: Mapping[str, TaskSample]) -> Iterator[Metric]:
-    jobs = CounterMetricFamily(
-        "tqe_task_jobs", "Jobs of this host by task and outcome.", labels=["task", "outcome"]
+    jobs = CounterMetricFamily(f"{PREFIX}task_jobs", "Jobs by type and outcome.", labels=["type", "outcome"])
+    run = HistogramMetricFamily(
+        f"{PREFIX}job_execution_duration_seconds", "How long jobs ran.", labels=["type"]
     )
-    run = HistogramMetricFamily("tqe_task_run_seconds", "Run times by task, this host.", labels=["task"])
     wait = HistogramMetricFamily(
-        "tqe_task_wait_seconds", "Waits in the lane by task, this host.", labels=["task"]
+        f"{PREFIX}job_queue_wait_time_seconds", "How long jobs waited in their lane.", labels=["type"]
     )
-    for name, task in tasks.items():
+    for name, task in capped(tasks).items():
         for outcome, number in task.outcomes.items():
             jobs.add_metric([name, outcome], number)
         run.add_metric([name], buckets(task.run_bins), sum_value=task.run_sum_s)
@@ -183,6 +310,22 @@ def _tasks(tasks: Mapping[str, TaskSample]) -> Iterator[Metric]:
     yield jobs
     yield run
     yield wait
+
+
+def capped(tasks: Mapping[str, TaskSample]) -> dict[str, TaskSample]:
+    """As many tasks as SERIES_MAX leaves room for, the first ones; the others together as OTHER.
+
+    By their order, never by their size: a task that changed places would make counters fall.
+    """
+    first = next(iter(tasks.values()), None)
+    if first is None:
+        return {}
+    room = SERIES_MAX // (len(first.run_bins) + 2)
+    shown: dict[str, TaskSample] = {}
+    for at, (name, task) in enumerate(tasks.items()):
+        key = name if len(tasks) <= room or at < room - 1 else OTHER
+        shown[key] = shown[key] + task if key in shown else task
+    return shown
 
 
 def buckets(bins: Sequence[int]) -> list[tuple[str, float]]:
@@ -197,27 +340,38 @@ def buckets(bins: Sequence[int]) -> list[tuple[str, float]]:
 
 
 def _steward(sample: Sample) -> Iterator[Metric]:
-    yield _labelled(
-        "tqe_steward_runs",
-        "Runs of the steward's duties.",
-        "duty",
-        {n: d.runs for n, d in sample.duties.items()},
+    duties = sample.duties.items()
+    for name, text, counted in (
+        ("steward_runs", "Runs of the steward's duties.", {n: d.runs for n, d in duties}),
+        ("steward_failures", "Runs that failed.", {n: d.failures for n, d in duties}),
+    ):
+        family = CounterMetricFamily(f"{PREFIX}{name}", text, labels=["duty"])
+        for duty, value in counted.items():
+            family.add_metric([duty], value)
+        yield family
+    yield _gauges(
+        "steward_last_seconds", "How long a duty took last.", "duty", {n: d.last_s for n, d in duties}
     )
-    yield _labelled(
-        "tqe_steward_failures",
-        "Runs of the steward's duties that failed.",
-        "duty",
-        {n: d.failures for n, d in sample.duties.items()},
+    yield _gauge(
+        "steward_lag_seconds",
+        "How late the latest of the duties began last.",
+        max((duty.lag_s for duty in sample.duties.values()), default=0.0),
     )
-    last = GaugeMetricFamily("tqe_steward_last_seconds", "How long a duty took last.", labels=["duty"])
-    for name, duty in sample.duties.items():
-        last.add_metric([name], duty.last_s)
-    yield last
-    yield _labelled("tqe_steward_events", "What the steward has done.", "event", sample.events)
+    yield from _counters(HOST_TOTALS, sample.host)
 
 
-def _labelled(name: str, text: str, label: str, values: Mapping[str, float]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, text, labels=[label])
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}{name}", text, value=value)
+
+
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"{PREFIX}{name}", text, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)
     return family
+
+
+def _counters(known: Mapping[str, tuple[str, str]], values: Mapping[str, int]) -> Iterator[Metric]:
+    # All of them, from 0 on: a counter that appears with its first event has no rate for it.
+    for key, (name, text) in known.items():
+        yield CounterMetricFamily(f"{PREFIX}{name}", text, value=values.get(key, 0))

@@ -141,6 +141,7 @@ class Fetcher:
         self._runner.native.redis_offset_ms = fetched.now_us // 1000 - now_ns // 1_000_000
         self.empty = not fetched.frames
         self._view.add("fetches")
+        self._view.add("fetch_us", max(0, now_ns - self.sent_at) // 1000)
         self._hold.expected += len(fetched.frames)
         self._audit(fetched.hlen)
         if self.ordering.on:

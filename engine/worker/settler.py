@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tqe import clock
 from tqe.board.board import Record, SlotView
 from tqe.codec import hot
 from tqe.settings import Settings
@@ -147,6 +148,8 @@ class Settler:
                     self._apply(name, mark, ticket)
             self._hold.close(whole, self._slot)
         self._view.add("settles", len(pending.calls))
+        elapsed_us = max(0, clock.boottime_ns() - pending.sent_at) // 1000
+        self._view.add("settle_us", elapsed_us * len(pending.calls))
         if pending.half is not None:
             self._slot.end_settle(pending.half)
 

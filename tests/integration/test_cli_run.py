@@ -146,7 +146,7 @@ def test_metrics_are_served_where_the_first_lines_say(cli: Cli, start: Start) ->
     (url,) = [line.split()[1] for line in text.splitlines() if line.startswith("  metrics")]
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=10) as page:
-        assert b"tqe_workers" in page.read()
+        assert b"taskqueue_workers" in page.read()
 
 
 def test_the_log_may_be_json(cli: Cli, start: Start, redis_server: RedisServer) -> None:

@@ -176,9 +176,9 @@ def test_percentiles_of_values() -> None:
 
 def test_times_are_read_from_a_page() -> None:
     page = (
-        "# TYPE tqe_task_run_seconds histogram\n"
-        'tqe_task_run_seconds_bucket{task="A",le="0.000002"} 1.0\n'
-        'tqe_task_run_seconds_bucket{task="A",le="+Inf"} 1.0\n'
+        "# TYPE taskqueue_job_execution_duration_seconds histogram\n"
+        'taskqueue_job_execution_duration_seconds_bucket{type="A",le="0.000002"} 1.0\n'
+        'taskqueue_job_execution_duration_seconds_bucket{type="A",le="+Inf"} 1.0\n'
         "# TYPE other histogram\n"
         'other_bucket{task="B",le="+Inf"} 1.0\n'
     )

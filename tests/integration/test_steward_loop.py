@@ -3,7 +3,6 @@
 import contextlib
 import os
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,12 +18,10 @@ from tqe.board.board import Board
 from tqe.errors import RedisUnavailable
 from tqe.settings import Settings
 from tqe.steward import steward
-from tqe.steward.exporter import Exporter, TotalsReader
-from tqe.steward.recovery import Recovery
+from tqe.steward.exporter import TotalsReader
 from tqe.steward.steward import JITTER, Steward, make_duties
 from tqe.store import housekeeping
 from tqe.store.keys import Keys
-from tqe.telemetry import metrics
 
 
 @pytest.fixture
@@ -235,75 +232,3 @@ def test_a_whole_steward_does_its_work(redis_server: RedisServer) -> None:
             board.set(layout.H_STEWARD_STOP, 1)
             thread.join(10)
     assert not thread.is_alive()
-
-
-# ------------------------------------------------------------------ metrics
-
-
-def page(scene: Scene) -> str:
-    reader = TotalsReader(scene.context)
-    reader.run_once()
-    exporter = Exporter(scene.context, reader, lambda: {"promote": metrics.DutySample(3, 1, 0.25)})
-    served = metrics.serve(exporter.sample, port=0, address="127.0.0.1")
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{served.port}/metrics", timeout=5) as answer:
-            text: str = answer.read().decode()
-            return text
-    finally:
-        served.close()
-
-
-def test_the_page_shows_queue_board_and_steward(scene: Scene) -> None:
-    scene.client.hset(scene.keys.depth, mapping={"high": 5, "high:sorted": 2, "delayed": 3, "other": 1})
-    scene.client.hset(scene.keys.dlq, "x", "y")
-    scene.client.hset(scene.keys.stats, mapping={"submitted": 100, "dead": 1})
-    worker = scene.worker()
-    worker.view.add("completed", 7)
-    worker.runs(worker.lease(frame(1)), 0)
-    scene.context.sightings.observe(scene.board, scene.clock.boottime_ns())
-    scene.clock.advance(ms=2_000)
-    start = layout.O_TASKS
-    for word, value in (
-        (layout.T_COMPLETED, 7),
-        (layout.T_SUM_NS, 7_000_000),
-        (layout.T_RUN_BINS + 8 * 9, 7),
-    ):
-        worker.view.set(start + word, value)
-    lines = set(page(scene).splitlines())
-    assert {
-        'tqe_queue_depth{priority="high"} 7.0',
-        'tqe_queue_sorted{priority="high"} 2.0',
-        'tqe_queue_depth{priority="low"} 0.0',
-        'tqe_queue_depth{priority="other"} 1.0',
-        "tqe_scheduled_jobs 3.0",
-        "tqe_dead_jobs 1.0",
-        "tqe_redis_up 1.0",
-        'tqe_jobs_total{event="submitted"} 100.0',
-        'tqe_workers{state="busy"} 1.0',
-        "tqe_oldest_running_seconds 2.0",
-        'tqe_worker_events_total{event="completed"} 7.0',
-        'tqe_task_jobs_total{outcome="completed",task="EMAIL"} 7.0',
-        'tqe_task_run_seconds_bucket{le="0.000512",task="EMAIL"} 0.0',
-        'tqe_task_run_seconds_bucket{le="0.001024",task="EMAIL"} 7.0',
-        'tqe_task_run_seconds_bucket{le="+Inf",task="EMAIL"} 7.0',
-        'tqe_task_run_seconds_sum{task="EMAIL"} 0.007',
-        'tqe_steward_runs_total{duty="promote"} 3.0',
-        'tqe_steward_failures_total{duty="promote"} 1.0',
-    } <= lines
-
-
-def test_counters_do_not_fall_when_a_worker_dies(scene: Scene) -> None:
-    first = scene.worker(0)
-    first.view.add("completed", 7)
-    first.runs(first.lease(frame(1)), 0)
-    first.view.set(layout.O_TASKS + layout.T_COMPLETED, 7)
-    first.dies()
-    Recovery(scene.context).run_once()
-    first.view.wipe()
-    second = scene.worker(1)
-    second.view.add("completed", 1)
-    second.runs(second.lease(frame(2)), 0)
-    second.view.set(layout.O_TASKS + layout.T_COMPLETED, 1)
-    lines = page(scene).splitlines()
-    assert 'tqe_worker_events_total{event="completed"} 8.0' in lines
-    assert 'tqe_task_jobs_total{outcome="completed",task="EMAIL"} 8.0' in lines

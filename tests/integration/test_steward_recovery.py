@@ -394,7 +394,8 @@ def test_a_workers_counters_outlive_it(scene: Scene) -> None:
     worker.view.add("completed", 5)
     worker.dies()
     recover(scene)
-    assert scene.context.ended["completed"] == 5
+    assert worker.view.get(layout.C_STATE) == layout.RECOVERED
+    assert worker.view.counters()["completed"] == 5  # for the supervisor, which adds them to the retired ones
 
 
 def test_a_result_goes_to_the_job_that_made_it(scene: Scene) -> None:

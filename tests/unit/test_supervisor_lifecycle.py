@@ -56,7 +56,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(SettingsError, match="choose another"):
-            check_port(other.getsockname()[1])
+            check_port("127.0.0.1", other.getsockname()[1])
 
 
 def test_deaths_have_names() -> None:

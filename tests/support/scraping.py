@@ -1,0 +1,37 @@
+"""Reading a `/metrics` page as Prometheus does: by HTTP, into names, labels and values."""
+
+import urllib.request
+from collections.abc import Mapping
+
+from prometheus_client.parser import text_string_to_metric_families
+
+# A proxy of the environment must not be asked for what runs here.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+Values = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scrape(url: str) -> str:
+    """The page's text."""
+    with _OPENER.open(url, timeout=10) as page:
+        text: str = page.read().decode()
+        return text
+
+
+def counters(text: str) -> Values:
+    """All that may never fall: counters, and the parts of histograms and summaries."""
+    return {
+        (one.name, tuple(sorted(one.labels.items()))): one.value
+        for family in text_string_to_metric_families(text)
+        if family.type in ("counter", "histogram", "summary")
+        for one in family.samples
+    }
+
+
+def value(text: str, name: str, **labels: str) -> float:
+    """One sample's value, 0 if it is not there."""
+    for family in text_string_to_metric_families(text):
+        for one in family.samples:
+            if one.name == name and labels.items() <= one.labels.items():
+                return float(one.value)
+    return 0.0
