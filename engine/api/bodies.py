@@ -9,8 +9,9 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from tqe.api.problems import Problem, body_too_large
+from tqe.api.problems import Problem, body_too_large, not_found
 from tqe.codec.payload import parse_json
+from tqe.job import split_job_id
 
 BODY_BYTES_MAX: Final = 1024 * 1024
 JSON_TYPES: Final = frozenset({"application/json"})
@@ -69,6 +70,16 @@ def check_type(request: Request, allowed: frozenset[str]) -> None:
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         detail = "a compressed body is not taken: send it as it is"
         raise Problem(415, "wrong-content-encoding", "A body in this encoding is not taken", detail)
+
+
+def job_name_of(request: Request) -> str:
+    """The job id of the path. What is none cannot be there."""
+    name = str(request.path_params["id"])
+    try:
+        split_job_id(name)
+    except ValueError as e:
+        raise not_found(str(e)) from e
+    return name
 
 
 def query_number(request: Request, name: str, default: float, *, least: float, most: float) -> float:

@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tqe import clock
-from tqe.api.bodies import answer, body_of, query_number
+from tqe.api.bodies import answer, body_of, job_name_of, query_number
 from tqe.api.problems import Problem, not_found
 from tqe.api.service import Service
 from tqe.client import submission_from_json
 from tqe.errors import ResultError
-from tqe.job import JobStatus, lane_name, split_job_id
+from tqe.job import JobStatus, lane_name
 
 WAIT_S_MAX: Final = 60.0
 # Each waits on a connection of its own to Redis, and its pool has 64. Who comes later is answered at once.
@@ -48,7 +48,7 @@ async def submit(service: Service, request: Request) -> Response:
 
 
 def _lane(service: Service, type_name: str, options: dict[str, Any]) -> str:
-    task = service.client.core.registry.get(type_name)
+    task = service.registry.get(type_name) if service.registry else None
     if task is not None and task.lane and not ("priority" in options or "lane" in options):
         return task.lane
     settings = service.settings
@@ -68,7 +68,7 @@ def _due_ms(options: dict[str, Any]) -> int:
 
 async def show(service: Service, request: Request) -> Response:
     """One job; `wait` makes it a long poll until the job has ended."""
-    name = _job_name(request)
+    name = job_name_of(request)
     wait_s = query_number(request, "wait", 0, least=0, most=WAIT_S_MAX)
     job = await service.client.job(name)
     if wait_s and not job.ended and job.status != "unknown" and service.waits < WAITS_MAX:
@@ -112,7 +112,7 @@ async def _closing(service: Service) -> None:
 
 async def cancel(service: Service, request: Request) -> Response:
     """200 if it will not run, 202 if a worker was asked, 409 if it has ended."""
-    name = _job_name(request)
+    name = job_name_of(request)
     outcome = await service.client.cancel(name)
     if outcome == "unknown":
         raise _no_job(name)
@@ -126,15 +126,6 @@ async def cancel(service: Service, request: Request) -> Response:
 def job_document(job: JobStatus) -> dict[str, Any]:
     """The fields of `tqe job --json`, as they are spelt on the wire."""
     return {_FIELDS.get(name, name): value for name, value in job.as_dict().items()}
-
-
-def _job_name(request: Request) -> str:
-    name = str(request.path_params["id"])
-    try:
-        split_job_id(name)
-    except ValueError as e:
-        raise not_found(f"{e}") from e
-    return name
 
 
 def _no_job(name: str) -> Problem:

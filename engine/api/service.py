@@ -35,17 +35,17 @@ class Service:
     def __init__(self, settings: Settings, registry: Registry | None, options: ServeOptions) -> None:
         self.settings = settings
         self.options = options
-        self._registry = registry
         self.client: AsyncClient
         self.pulse: Pulse
         self.closing: asyncio.Event
+        self.registry = registry
         self.waits = 0  # long polls that go on
 
     @contextlib.asynccontextmanager
     async def running(self, app: Starlette) -> AsyncIterator[None]:
         """From the start of the server's loop to its end."""
         self.closing = asyncio.Event()
-        self.client = AsyncClient(self.settings, registry=self._registry)
+        self.client = AsyncClient(self.settings, registry=self.registry)
         self.pulse = Pulse(self.client)
         looking = asyncio.create_task(self.pulse.run())
         try:

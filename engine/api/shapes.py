@@ -62,6 +62,149 @@ class Cancelled(Struct, rename="camel"):
     outcome: Literal["cancelled", "requested"]
 
 
+class BatchLine(Struct, rename="camel", omit_defaults=True):
+    """The answer to one line of a batch: either `id` and `created`, or `error`."""
+
+    line: Annotated[int, Meta(description="Number of the line in the request, from 1.")]
+    id: str | None = None
+    created: bool | None = None
+    error: ProblemDocument | None = None
+
+
+class Lane(Struct, rename="camel"):
+    """A lane and what waits in it, in jobs; `sorted` of the `queued` are in its ordered part."""
+
+    name: str
+    queued: int
+    sorted: int
+    paused: bool
+    oldest_age_ms: int | None
+    predicted_wait_ms: int | None
+
+
+class Queues(Struct, rename="camel"):
+    """The whole queue, in jobs."""
+
+    queues: list[Lane]
+    running: int
+    scheduled: int
+    dead: int
+    quarantined_frames: int
+    parked_frames: int
+    submitted_per_s: float
+    ended_per_s: float
+    totals: dict[str, int]
+
+
+class LanePaused(Struct, rename="camel"):
+    """Whether workers take nothing from the lane."""
+
+    name: str
+    paused: bool
+
+
+class LanePurged(Struct, rename="camel"):
+    """How many jobs were cancelled."""
+
+    name: str
+    purged: int
+
+
+class RunningJob(Struct, rename="camel"):
+    """A job that runs, since ms since 1970; async jobs do not tell their type."""
+
+    id: str
+    type: str
+    since_ms: int
+
+
+class Worker(Struct, rename="camel"):
+    """One worker process, as of the last second."""
+
+    incarnation: str
+    host: str
+    worker: int
+    pid: int
+    cpu: int | None
+    state: str
+    lanes: list[str]
+    jobs: list[RunningJob]
+
+
+class Workers(Struct, rename="camel"):
+    """All workers that live."""
+
+    workers: list[Worker]
+
+
+class DeadEntry(Struct, rename="camel", omit_defaults=True):
+    """A dead job; its payload where one was asked for."""
+
+    id: str
+    type: str | None
+    lane: str | None
+    reason: str | None
+    error: str | None
+    attempts: int
+    crashes: int
+    died_at: str | None
+    payload: dict[str, Any] | None = None
+
+
+class DeadPage(Struct, rename="camel"):
+    """A page, newest first. With a filter it may be short or empty; `cursor` null: it was the last."""
+
+    jobs: list[DeadEntry]
+    cursor: str | None
+
+
+class DeadGroup(Struct, rename="camel"):
+    """Dead jobs of one type, reason and error."""
+
+    type: str | None
+    reason: str | None
+    error: str
+    count: int
+    newest: str | None
+    sample: str
+    ids: list[str]
+
+
+class DeadGroups(Struct, rename="camel"):
+    """Groups of the newest dead jobs; `more`: there are older ones that were not looked at."""
+
+    groups: list[DeadGroup]
+    jobs: int
+    more: bool
+
+
+class Selection(Struct, rename="camel", forbid_unknown_fields=True):
+    """Which dead jobs: one of `ids`, `type` and the beginning of `reason`, or `all`."""
+
+    ids: list[str] | None = None
+    type: str | None = None
+    reason: str | None = None
+    all: bool = False
+    dry_run: bool = False
+
+
+class Replayed(Struct, rename="camel", omit_defaults=True):
+    """How many run again, and the ids of those that do not; after a dry run only `matched`."""
+
+    replayed: int | None = None
+    missing: list[str] | None = None
+    damaged: list[str] | None = None
+    unknown: list[str] | None = None
+    matched: int | None = None
+
+
+class Deleted(Struct, rename="camel", omit_defaults=True):
+    """How many are gone; after a dry run only `matched`."""
+
+    deleted: int | None = None
+    matched: int | None = None
+
+
 class Health(Struct, rename="camel"):
     """Alive, or ready."""
 

@@ -50,6 +50,11 @@ def serve(ctx: click.Context, /, app: str | None, host: str, port: int, procs: i
         raise SettingsError(f"{e.name} is missing: install the extra http (pip install 'tqe[http]')") from e
     logs.configure(level=settings.log_level, style=settings.log_format)
     options = ServeOptions(host=host, port=port, procs=procs)
+    if not options.loopback:
+        raise SettingsError(
+            f"there are no access tokens yet, so whoever reaches {host} could submit, read and delete jobs:"
+            " serve 127.0.0.1, and put a proxy that checks its callers before it"
+        )
     with processes.listen(options) as listener:
         with Meeting(settings) as meeting:
             met = meeting.met

@@ -2,7 +2,7 @@
 
 from tqe.client.aio import AsyncClient
 from tqe.client.handles import AsyncJobHandle, AsyncJobHandles, JobHandle, JobHandles
-from tqe.client.payloads import submission_from_json
+from tqe.client.payloads import submission_from_json, submissions_from_lines
 from tqe.client.sync import Client
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "JobHandle",
     "JobHandles",
     "submission_from_json",
+    "submissions_from_lines",
 ]

@@ -228,6 +228,10 @@ class AsyncClient:
     async def resume(self, lane: str) -> None:
         await self.run(producing.resume_lane(self.core.keys, self.core.lane(lane)))
 
+    async def purge_lane(self, lane: str) -> int:
+        """Cancel all jobs that wait in the lane; how many there were."""
+        return await self.run(self.core.purge_lane(lane))
+
     # -------------------------------------------------------------- dead letters
 
     async def dead_page(

@@ -48,7 +48,7 @@ from tqe.job import (
 )
 from tqe.registry import Registry, Task
 from tqe.settings import Settings
-from tqe.store import producing, reading
+from tqe.store import producing, purging, reading
 from tqe.store.keys import Keys
 from tqe.store.redis_time import RedisTime
 from tqe.store.steps import Hear, Listen, Steps
@@ -491,6 +491,14 @@ class Core:
 
     def lane(self, name: str) -> str:
         return lane_name({"lane": name}, lanes=self.settings.lanes, default_lane="")
+
+    def purge_lane(self, name: str) -> Steps[int]:
+        """Cancel what waits in a lane now. What waits for its time or its next try stays."""
+        lane = self.lane(name)
+        status = yield from reading.queue_status(self.keys, self.settings.lanes)
+        found = status.lanes[lane].queued
+        ttl_s = self.settings.result_ttl_s
+        return (yield from purging.purge_lane(self.keys, lane, jobs_max=found, result_ttl_s=ttl_s))
 
     # -------------------------------------------------------------- dead letters
 

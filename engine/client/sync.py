@@ -121,6 +121,10 @@ class Client:
     def resume(self, lane: str) -> None:
         self.run(producing.resume_lane(self.core.keys, self.core.lane(lane)))
 
+    def purge_lane(self, lane: str) -> int:
+        """Cancel all jobs that wait in the lane; how many there were."""
+        return self.run(self.core.purge_lane(lane))
+
     # -------------------------------------------------------------- dead letters
 
     def dead_page(

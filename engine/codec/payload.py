@@ -31,6 +31,7 @@ _encoder: Final = msgspec.json.Encoder()
 _encode: Final = _encoder.encode
 _encode_sorted: Final = msgspec.json.Encoder(order="deterministic").encode
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_lines: Final = msgspec.json.Decoder(dict[str, Any]).decode_lines
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _local: Final = threading.local()
 
@@ -88,6 +89,21 @@ def parse_json(text: bytes | str, *, payload_max_bytes: int = PAYLOAD_MAX_BYTES)
     if _check(payload, ()) != _STRING.sub(b"", raw).count(b":"):
         raise InvalidPayload("a key occurs twice in one object of the payload: remove one")
     return payload
+
+
+def parse_lines(lines: list[bytes]) -> list[dict[str, Any]] | None:
+    """The same for many texts, each on one line. None if one of them is odd and all have to be looked at
+    singly: no JSON object, or perhaps a key that occurs twice, or nested too deep for the encoder."""
+    text = b"\n".join(lines)
+    try:
+        found: list[dict[str, Any]] = _decode_lines(text)
+        again = _encoder.encode_lines(found)
+    except (ValueError, RecursionError, OverflowError):
+        return None
+    # A key that was dropped took its colon along. (So did a colon that was written as an escape: odd enough.)
+    if len(found) != len(lines) or again.count(b":") != text.count(b":"):
+        return None
+    return found
 
 
 def canonical(encoded: bytes) -> bytes:

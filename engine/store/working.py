@@ -41,10 +41,18 @@ class Fetcher:
     """Builds `fetch` calls; keys and lanes are the same for a whole incarnation, so they are put together
     once."""
 
-    def __init__(self, keys: Keys, incarnation: str, lanes: Sequence[LaneRule], lease_ms: int) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        incarnation: str,
+        lanes: Sequence[LaneRule],
+        lease_ms: int,
+        *,
+        even_paused: bool = False,
+    ) -> None:
         names = [
             keys.void, keys.incarnations, keys.processing(incarnation), keys.depth, keys.stats, keys.cancel,
-            keys.quarantine, keys.parked, keys.paused,
+            keys.quarantine, keys.parked, keys.void if even_paused else keys.paused,
         ]  # fmt: skip
         rules: list[str | int] = []
         for lane in lanes:

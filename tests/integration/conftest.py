@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests: rigs of real workers."""
+"""Fixtures of the integration tests: rigs of real workers, servers of the REST API."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.redis_server import RedisServer
+from tests.support.web import ServeIt, Web, serve
 from tests.support.worker import Rig, make_rig
 
 
@@ -33,3 +34,35 @@ def rig_of(
 def rig(rig_of: Callable[..., Rig]) -> Rig:
     """A rig with the usual settings."""
     return rig_of()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Web]]:
+    """Servers that several tests use, by the address of their Redis."""
+    servers: dict[str, Web] = {}
+    yield servers
+    for web in servers.values():
+        web.program.close()
+
+
+@pytest.fixture
+def web(redis_server: RedisServer, shared: dict[str, Web], tmp_path_factory: pytest.TempPathFactory) -> Web:
+    """A server without an app, shared by all tests."""
+    if redis_server.url not in shared:
+        folder = tmp_path_factory.mktemp("serve")
+        shared[redis_server.url] = Web(serve(folder, {"TQE_REDIS_URL": redis_server.url}))
+    return shared[redis_server.url]
+
+
+@pytest.fixture
+def serve_it(redis_server: RedisServer, tmp_path: Path) -> Iterator[ServeIt]:
+    """`serve_it("work:app", "--procs", "2")` starts a server of the test's own."""
+    begun: list[Web] = []
+
+    def begin(*args: str, **env: str) -> Web:
+        begun.append(Web(serve(tmp_path, {"TQE_REDIS_URL": redis_server.url} | env, *args)))
+        return begun[-1]
+
+    yield begin
+    for web in begun:
+        web.program.close()

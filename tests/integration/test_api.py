@@ -3,7 +3,7 @@
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.support.cli import Cli, bury
 from tests.support.hands import Hands
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
-from tests.support.web import Answer, Web, serve
+from tests.support.web import Answer, ServeIt, Web, read_to_end
 
 APP = """
 from tqe import App
@@ -26,46 +26,12 @@ def email(to: str) -> str:
     return to
 """
 
-ServeIt = Callable[..., Web]
-
 
 @pytest.fixture
 def cli(redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "work.py").write_text(APP)
     return Cli({"TQE_REDIS_URL": redis_server.url})
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Web]]:
-    """Servers that several tests use, by the address of their Redis."""
-    servers: dict[str, Web] = {}
-    yield servers
-    for web in servers.values():
-        web.program.close()
-
-
-@pytest.fixture
-def web(redis_server: RedisServer, shared: dict[str, Web], tmp_path_factory: pytest.TempPathFactory) -> Web:
-    """A server without an app, shared by the tests of this module."""
-    if redis_server.url not in shared:
-        folder = tmp_path_factory.mktemp("serve")
-        shared[redis_server.url] = Web(serve(folder, {"TQE_REDIS_URL": redis_server.url}))
-    return shared[redis_server.url]
-
-
-@pytest.fixture
-def serve_it(redis_server: RedisServer, tmp_path: Path) -> Iterator[ServeIt]:
-    """`serve_it("work:app", "--procs", "2")` starts a server of the test's own."""
-    begun: list[Web] = []
-
-    def begin(*args: str, **env: str) -> Web:
-        begun.append(Web(serve(tmp_path, {"TQE_REDIS_URL": redis_server.url} | env, *args)))
-        return begun[-1]
-
-    yield begin
-    for web in begun:
-        web.program.close()
 
 
 README_LINE = (
@@ -191,10 +157,12 @@ def test_a_long_poll_ends_with_the_job(web: Web, redis_client: redis.Redis) -> N
     began = time.monotonic()
     assert web.get(f"/api/v1/jobs/{name}?wait=0.05").json["status"] == "queued"
     with socket.create_connection(("127.0.0.1", web.port), 30) as connection:
-        connection.sendall(f"GET /api/v1/jobs/{name}?wait=60 HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        connection.sendall(
+            f"GET /api/v1/jobs/{name}?wait=60 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode()
+        )
         wait_until(lambda: redis_client.zcard("tq:{0}:waiting") == 1, 10)
         Hands(redis_client).fetch().settle(lambda job: ("C", {"sent": True}))
-        answer = connection.recv(65_536)
+        answer = read_to_end(connection)
     assert b'"status":"completed"' in answer, answer
     assert time.monotonic() - began < 50
 
@@ -260,14 +228,21 @@ def test_it_drains_and_a_long_poll_does_not_hold_it_up(serve_it: ServeIt) -> Non
     web = serve_it("--procs", "2")
     name = web.post("/api/v1/jobs", {"type": "A"}).json["id"]
     with socket.create_connection(("127.0.0.1", web.port), 30) as connection:
-        connection.sendall(f"GET /api/v1/jobs/{name}?wait=60 HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        connection.sendall(
+            f"GET /api/v1/jobs/{name}?wait=60 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode()
+        )
         # A second request on another connection: the first one has been read by then, or soon will be.
         web.get("/healthz")
         web.program.signal(signal.SIGTERM)
-        answer = connection.recv(65_536)
+        answer = read_to_end(connection)
     assert b"200 OK" in answer and b'"status":"queued"' in answer
     assert web.program.ended(20) == 0
 
 
 def test_a_port_that_is_taken_is_one_sentence(cli: Cli, web: Web) -> None:
     assert "cannot listen on 127.0.0.1" in cli.fails(2, "serve", "--port", str(web.port))
+
+
+def test_it_serves_loopback_only(cli: Cli) -> None:
+    for host in ("0.0.0.0", "::", "10.1.2.3"):
+        assert "no access tokens" in cli.fails(2, "serve", "--host", host, "--port", "0")

@@ -6,7 +6,7 @@ import http.client
 import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,9 @@ class Web:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
             return read_to_end(connection)
+
+
+ServeIt = Callable[..., Web]
 
 
 def read_to_end(connection: socket.socket) -> bytes:
