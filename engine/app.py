@@ -13,6 +13,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
@@ -20,12 +21,17 @@ from tqe import current, settings
 from tqe.client import AsyncClient, AsyncJobHandle, AsyncJobHandles, Client, JobHandle, JobHandles
 from tqe.errors import AppImportError, RegistrationError, SettingsError
 from tqe.registry import Registry, Task, TaskOptions, place_of, task_options
+from tqe.schedule import Schedule, Timetable, make, timetable
 from tqe.settings import Settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Hook = TypeVar("Hook", bound=Callable[[], Any])
+AnyAppTask = TypeVar("AnyAppTask", bound="AppTask[..., Any]")
+Seconds = float | timedelta
 Progress = Callable[[int], None]
+
+_CRON_OPTIONS: Final = ("every", "tz", "missed", "jitter", "overlap", "slot_as")
 
 # Clients of a parent process. They are kept, not dropped: closing what is inherited could end its sessions.
 _inherited: Final[list[object]] = []
@@ -41,6 +47,7 @@ class App:
     def __init__(self, name: str | None = None, **code: Any) -> None:
         self.name = name
         self.registry = Registry()
+        self.schedules: dict[str, Schedule] = {}
         self.worker_start_hooks: list[Callable[[], Any]] = []
         self.worker_stop_hooks: list[Callable[[], Any]] = []
         self._code = code
@@ -108,6 +115,95 @@ class App:
         task = AppTask(self, name, func, options)
         self.registry.add(task)
         return task
+
+    @overload
+    def cron(
+        self,
+        expression: str | None = None,
+        *,
+        name: str | None = None,
+        every: Seconds | None = None,
+        tz: str = "UTC",
+        payload: Any = None,
+        missed: str = "once",
+        jitter: Seconds = 0,
+        overlap: bool = True,
+        slot_as: str | None = None,
+        **options: Any,
+    ) -> Callable[[AnyAppTask], AnyAppTask]: ...
+    @overload
+    def cron(
+        self,
+        expression: str | None,
+        type: str,
+        payload: Any = None,
+        *,
+        name: str | None = None,
+        every: Seconds | None = None,
+        tz: str = "UTC",
+        missed: str = "once",
+        jitter: Seconds = 0,
+        overlap: bool = True,
+        slot_as: str | None = None,
+        **options: Any,
+    ) -> Schedule: ...
+    def cron(
+        self,
+        expression: str | None = None,
+        type: str | None = None,
+        payload: Any = None,
+        *,
+        name: str | None = None,
+        **given: Any,
+    ) -> Any:
+        """Submit a job at each time of a cron expression, or `every` so many seconds: above `@app.task(…)`,
+        or with the type of a task, for further schedules of it, which then need a `name`.
+
+        `missed` says what becomes of slots at which no steward ran: `skip`, `once` (the latest) or `all`.
+        `jitter` spreads the starts over so many seconds; `overlap=False` passes a slot over while the job of
+        the one before goes on; `slot_as` names the argument that gets the slot's time. Options of a
+        submission: priority, timeout, max_retries, expires, track. See docs/CRON.md.
+        """
+        own = {option: given.pop(option) for option in _CRON_OPTIONS if option in given}
+
+        def register(type_name: str) -> Schedule:
+            made = make(
+                type=type_name, name=name, expression=expression, payload=payload, options=given, **own
+            )
+            return self._schedule(made)
+
+        if type is not None:
+            return register(type)
+
+        def decorate(task: AnyAppTask) -> AnyAppTask:
+            register(_name_of_task(task))
+            return task
+
+        return decorate
+
+    def _schedule(self, made: Schedule) -> Schedule:
+        if self.registry.frozen:
+            raise RegistrationError(
+                f"schedule {made.name} comes too late: workers have started;"
+                " make it while the app is imported"
+            )
+        if made.name in self.schedules:
+            raise RegistrationError(f"there is a schedule {made.name} already: give this one another name=…")
+        self.schedules[made.name] = made
+        return made
+
+    def timetable(self, path: str, merged: Settings, *, born_ms: int) -> Timetable:
+        """All schedules: those of the code and of the [[cron]] tables. Raises RegistrationError or
+        SettingsError."""
+        return timetable(
+            path,
+            born_ms,
+            self.schedules.values(),
+            merged.cron,
+            registry=self.registry,
+            lanes=merged.lanes,
+            default_lane=merged.default_lane,
+        )
 
     def on_worker_start(self, hook: Hook) -> Hook:
         """Call the function in each worker before its first job: connections belong there, not at import."""
@@ -341,6 +437,13 @@ def _plain(hook: Callable[[], Any]) -> Callable[[], Any]:
     if inspect.iscoroutinefunction(hook):
         raise RegistrationError(f"{place_of(hook)} is async, but hooks of workers are plain functions")
     return hook
+
+
+def _name_of_task(task: object) -> str:
+    if isinstance(task, Task):
+        return task.name
+    what = place_of(task) if callable(task) else repr(task)
+    raise RegistrationError(f"{what} is no task yet: put @app.cron(…) above @app.task(…)")
 
 
 _warned = False

@@ -138,6 +138,12 @@ class Settings:
         int, _int(0, _YEAR_S, "seconds that a job of an unknown type is redelivered")
     ] = 600
 
+    # Schedules
+    cron: Annotated[
+        tuple[dict[str, Any], ...],
+        _says("[[cron]] tables in tqe.toml, one a schedule: name, type, expression or every, tz, payload, …"),
+    ] = ()
+
     # Logs
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _says("debug, info, warning or error")

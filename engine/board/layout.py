@@ -52,6 +52,8 @@ HOST_COUNTERS: Final = (
     "cancel_marks",
     "promoted",
     "snapshots_dropped",
+    "cron_submitted",
+    "cron_skipped",
 )
 
 SLOTS_MAX: Final = (HEADER_BYTES - H_RECOVERY) // RECOVERY_BYTES

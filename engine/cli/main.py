@@ -8,6 +8,7 @@ import click
 
 from tqe import __version__
 from tqe.cli.bench import bench
+from tqe.cli.cron import cron
 from tqe.cli.demo import demo
 from tqe.cli.dlq import dlq
 from tqe.cli.doctor import doctor
@@ -95,7 +96,7 @@ def main() -> None:
     """
 
 
-for verb in (run, submit, status, job, cancel, dlq, pause, resume, serve, doctor, ml, demo, bench):
+for verb in (run, submit, status, job, cancel, dlq, cron, pause, resume, serve, doctor, ml, demo, bench):
     main.add_command(verb)
 
 if __name__ == "__main__":

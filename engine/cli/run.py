@@ -9,13 +9,14 @@ from typing import Any, Final
 
 import click
 
-from tqe import __version__
+from tqe import __version__, clock
 from tqe import app as app_module
 from tqe import settings as settings_module
 from tqe.app import App
 from tqe.cli.options import seconds_as_ms, where_options
-from tqe.cli.output import facts, show
+from tqe.cli.output import count, facts, show
 from tqe.cli.server import Meeting, Met
+from tqe.schedule import Timetable
 from tqe.settings import Settings
 from tqe.telemetry import logs
 
@@ -71,7 +72,7 @@ def serve(path: str, first: Settings, command_line: Mapping[str, Any]) -> int:
     from tqe.supervisor import affinity, lifecycle
 
     logs.configure(level=first.log_level, style=first.log_format)
-    loaded, code = _load(path, preload=first.preload)
+    loaded, code, timetable = _load(path, command_line, preload=first.preload)
     settings = settings_module.load(code=code, cli=command_line)
     logs.configure(level=settings.log_level, style=settings.log_format)
     if settings.metrics_port is not None:
@@ -81,7 +82,7 @@ def serve(path: str, first: Settings, command_line: Mapping[str, Any]) -> int:
         met = meeting.met
     try:
         pins = affinity.plan(settings.procs, pin=settings.pin)
-        _introduce(path, loaded, settings, met, pins.reason)
+        _introduce(path, loaded, settings, met, pins.reason, timetable)
         return lifecycle.run(
             path,
             # An app that was not imported by now is imported by each worker.
@@ -90,6 +91,8 @@ def serve(path: str, first: Settings, command_line: Mapping[str, Any]) -> int:
             redis_url=met.url,
             pins=pins,
             revive=None if met.own is None else met.own.revive,
+            # Who only works off what is there is not who keeps the times.
+            timetable=None if settings.burst else timetable,
         )
     finally:
         if met.own is not None:
@@ -99,32 +102,38 @@ def serve(path: str, first: Settings, command_line: Mapping[str, Any]) -> int:
 # ------------------------------------------------------------------ the app
 
 
-def _load(path: str, *, preload: bool) -> tuple[App | None, dict[str, Any]]:
-    """The app, if it may be imported before the fork, and the settings that its code gives."""
+def _load(
+    path: str, command_line: Mapping[str, Any], *, preload: bool
+) -> tuple[App | None, dict[str, Any], Timetable]:
+    """The app, if it may be imported before the fork; the settings that its code gives; its schedules."""
     from tqe.supervisor import preload as preloading
 
+    born_ms = clock.wall_ms()
     if preload:
         loaded = preloading.load(path, app_module.load_app)
         if loaded is not None:
-            return loaded, loaded.code_settings
-    return None, _code_settings(path)
+            return loaded, loaded.code_settings, _timetable(path, loaded, command_line, born_ms)
+    return None, *_ask_code(path, command_line, born_ms)
 
 
-def _code_settings(path: str) -> dict[str, Any]:
+def _timetable(path: str, app: App, command_line: Mapping[str, Any], born_ms: int) -> Timetable:
+    settings = settings_module.load(code=app.code_settings, cli=command_line)
+    return app.timetable(path, settings, born_ms=born_ms)
+
+
+def _ask_code(path: str, command_line: Mapping[str, Any], born_ms: int) -> tuple[dict[str, Any], Timetable]:
     """What the code of an app says that must not be imported here: asked in a child, which then ends."""
     from tqe.supervisor import process
 
     def look() -> bytes:
-        code = app_module.load_app(path).code_settings
-        return json.dumps(code, default=str).encode()
+        app = app_module.load_app(path)
+        timetable = _timetable(path, app, command_line, born_ms).as_dict()
+        return json.dumps({"settings": app.code_settings, "timetable": timetable}, default=str).encode()
 
     answer = process.probe(look)
-    if answer is None:
-        # The same import again, to say what is wrong with it.
-        code: dict[str, Any] = app_module.load_app(path).code_settings
-        return code
-    found: dict[str, Any] = json.loads(answer)
-    return found
+    # If it failed there, then the same here, to say what is wrong.
+    found: dict[str, Any] = json.loads(look() if answer is None else answer)
+    return found["settings"], Timetable.from_dict(found["timetable"])
 
 
 def _loader(loaded: App | None, settings: Settings) -> Callable[[str], App]:
@@ -142,7 +151,9 @@ def _loader(loaded: App | None, settings: Settings) -> Callable[[str], App]:
 # ------------------------------------------------------------------ what people see first
 
 
-def _introduce(path: str, loaded: App | None, settings: Settings, met: Met, pinning: str) -> None:
+def _introduce(
+    path: str, loaded: App | None, settings: Settings, met: Met, pinning: str, timetable: Timetable
+) -> None:
     """One block that says what runs where; for machines, the same as an event."""
     host = f"[{settings.metrics_host}]" if ":" in settings.metrics_host else settings.metrics_host
     rows = {
@@ -151,6 +162,7 @@ def _introduce(path: str, loaded: App | None, settings: Settings, met: Met, pinn
         "data": str(settings.data_dir) if met.own is not None else None,
         "lanes": " > ".join(settings.lanes),
         "workers": _workers(settings, pinning),
+        "cron": _schedules(timetable, settings),
         "metrics": f"http://{host}:{settings.metrics_port}/metrics" if settings.metrics_port else None,
         "stop": f"Ctrl-C; running jobs then have {settings.grace_ms / 1000:g} s",
     }
@@ -173,6 +185,14 @@ def _tasks(path: str, loaded: App | None) -> str:
         return f"{path}, which has no tasks: jobs will wait"
     more = f", … ({len(names)} tasks)" if len(names) > TASKS_SHOWN else ""
     return f"{path}: {', '.join(names[:TASKS_SHOWN])}{more}"
+
+
+def _schedules(timetable: Timetable, settings: Settings) -> str | None:
+    if not timetable.schedules:
+        return None
+    if settings.burst:
+        return "nothing is scheduled with --burst"
+    return f"{count(len(timetable.schedules), 'schedule')}; `tqe cron list` shows them"
 
 
 def _workers(settings: Settings, pinning: str) -> str:

@@ -9,11 +9,10 @@ from typing import Final, NamedTuple
 
 from tqe import codec
 from tqe.client.payloads import PayloadEncoder
-from tqe.codec.payload import canonical
 from tqe.errors import SubmitError
 from tqe.formats import FRAME_BYTES_MAX, FRAME_JOBS_MAX
-from tqe.job import IdMaker, SubmitOptions, new_snapshot, request_hash, stored_key
-from tqe.store.producing import Key, Outgoing
+from tqe.job import IdMaker, SubmitOptions, new_snapshot
+from tqe.store.producing import Outgoing, frame_of_one
 from tqe.store.redis_time import RedisTime
 
 _JOB_BYTES: Final = 1 + 4 + 2  # what a job costs in a frame beside its type, options and payload
@@ -116,26 +115,16 @@ def pack_lines(
 def pack_one(item: Item, make: Maker) -> Parcel:
     """A frame of one."""
     position, name, payload, options, key = item
-    lane, track, limits = options.lane, options.track, options.limits()
-    frame_id = make.ids.frame_id()
-    stored, zstd = payload, False
-    if len(payload) >= make.encoder.zstd_threshold_bytes:
-        stored, zstd = make.encoder.compress(payload)
-    # Without a stamp: to put one into a small frame costs Redis next to nothing, and its own is exact.
-    if zstd:
-        job = (name.encode(), stored, b"", True)
-        data = codec.pack([job], frame_id=frame_id, lane=lane, tracked=track, options=limits)
-    else:
-        data = codec.pack_same(
-            name.encode(), [stored], frame_id=frame_id, lane=lane, tracked=track, options=limits
-        )
-    held = None
-    if key is not None:
-        held = Key(stored_key(key), request_hash(name, lane, canonical(payload)), make.idempotency_ttl_s)
-    value = new_snapshot(1, lane, name + "*1") if track else b""
-    return Parcel(
-        Outgoing(frame_id, 1, data, lane, options.due, value, held), [Run(position, 1, frame_id, 0)]
+    frame = frame_of_one(
+        make.ids.frame_id(),
+        name,
+        payload,
+        options,
+        key,
+        key_ttl_s=make.idempotency_ttl_s,
+        zstd_threshold_bytes=make.encoder.zstd_threshold_bytes,
     )
+    return Parcel(frame, [Run(position, 1, frame.frame_id, 0)])
 
 
 # ------------------------------------------------------------------ jobs that differ

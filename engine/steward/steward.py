@@ -17,11 +17,13 @@ from tqe.board import layout
 from tqe.board.board import Board
 from tqe.clock import SYSTEM, Clock
 from tqe.errors import RedisUnavailable, TQEError
+from tqe.schedule import Timetable
 from tqe.settings import Settings
 from tqe.steward.auditor import Auditor
 from tqe.steward.burst import Burst
 from tqe.steward.canceller import Canceller
 from tqe.steward.context import Context, host_name
+from tqe.steward.cron import Cron
 from tqe.steward.delayed import Delayed, Unparker
 from tqe.steward.exporter import Exporter, TotalsReader
 from tqe.steward.publisher import Publisher
@@ -177,11 +179,17 @@ class Steward:
 
 
 def run_steward(
-    settings: Settings, board: Board, redis_url: str, *, revive: Callable[[], None] | None = None
+    settings: Settings,
+    board: Board,
+    redis_url: str,
+    *,
+    revive: Callable[[], None] | None = None,
+    timetable: Timetable | None = None,
 ) -> int:
     """Be the steward of this board until it says stop. Returns the exit code.
 
     `revive` is called, on a thread, when Redis stays away: it starts the embedded server's next keeper.
+    `timetable` has the app's schedules; without one nothing is scheduled here.
     """
 
     def beat() -> None:
@@ -191,7 +199,7 @@ def run_steward(
     door = open_door(settings, redis_url, beat)
     context = Context(settings, board, door, Keys(settings.namespace), host_name())
     reader = TotalsReader(context)
-    steward = Steward(context, make_duties(context, reader), revive=revive)
+    steward = Steward(context, make_duties(context, reader, timetable), revive=revive)
     served: metrics.Served | None = None
     if settings.metrics_port is not None:
         exporter = Exporter(context, reader, steward.duties, steward.redis_up)
@@ -215,7 +223,7 @@ def open_door(settings: Settings, redis_url: str, beat: Callable[[], None]) -> h
     return housekeeping.Door(redis_url, timeout_s=settings.lease_ms / 8000, beat=beat)
 
 
-def make_duties(context: Context, reader: TotalsReader) -> list[Duty]:
+def make_duties(context: Context, reader: TotalsReader, timetable: Timetable | None = None) -> list[Duty]:
     """All duties, the most urgent first."""
     duties: list[Duty] = [
         Renewal(context),
@@ -229,6 +237,8 @@ def make_duties(context: Context, reader: TotalsReader) -> list[Duty]:
         Auditor(context),
         Trimmer(context),
     ]
+    if timetable is not None:
+        duties.insert(4, Cron(context, timetable))
     if context.settings.burst:
         duties.append(Burst(context))
     if context.settings.metrics_port is not None:

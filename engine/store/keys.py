@@ -20,6 +20,8 @@ class Keys:
         "_prefix",
         "cancel",
         "closed",
+        "cron",
+        "cron_paused",
         "delayed",
         "depth",
         "dlq",
@@ -47,6 +49,8 @@ class Keys:
         self._lanes: dict[str | bytes, tuple[bytes, bytes, bytes]] = {}
         self.cancel = p + b"cancel"
         self.closed = p + b"closed"
+        self.cron = p + b"cron"
+        self.cron_paused = p + b"cron_paused"
         self.delayed = p + b"delayed"
         self.depth = p + b"depth"
         self.dlq = p + b"dlq"

@@ -11,9 +11,18 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from tqe import clock, codec
+from tqe.codec.payload import canonical, compress
 from tqe.errors import FrameError, QueueFull, RedisUnavailable, SubmitUnknown
 from tqe.formats import ID_TIME_CHARS
-from tqe.job import bucket_of, job_id, split_job_id
+from tqe.job import (
+    SubmitOptions,
+    bucket_of,
+    job_id,
+    new_snapshot,
+    request_hash,
+    split_job_id,
+    stored_key,
+)
 from tqe.store.call import Call
 from tqe.store.keys import Keys
 from tqe.store.steps import Begin, Finish, Pause, Reads, Step, Steps
@@ -57,6 +66,37 @@ class Enqueued(NamedTuple):
 
     now_us: int
     held: dict[int, tuple[str, str]]  # position -> (first job id, hash of its request)
+
+
+def frame_of_one(
+    frame_id: bytes,
+    type_name: str,
+    payload: bytes,
+    options: SubmitOptions,
+    key: str | None,
+    *,
+    key_ttl_s: int,
+    zstd_threshold_bytes: int,
+) -> Outgoing:
+    """A frame of one job, its payload being JSON as encoded. `key` is its idempotency key; the one in
+    `options` does not count."""
+    lane, track, limits = options.lane, options.track, options.limits()
+    stored, zstd = payload, False
+    if len(payload) >= zstd_threshold_bytes:
+        stored, zstd = compress(payload, zstd_threshold_bytes=zstd_threshold_bytes)
+    # Without a stamp: to put one into a small frame costs Redis next to nothing, and its own is exact.
+    if zstd:
+        job = (type_name.encode(), stored, b"", True)
+        data = codec.pack([job], frame_id=frame_id, lane=lane, tracked=track, options=limits)
+    else:
+        data = codec.pack_same(
+            type_name.encode(), [stored], frame_id=frame_id, lane=lane, tracked=track, options=limits
+        )
+    held = None
+    if key is not None:
+        held = Key(stored_key(key), request_hash(type_name, lane, canonical(payload)), key_ttl_s)
+    value = new_snapshot(1, lane, type_name + "*1") if track else b""
+    return Outgoing(frame_id, 1, data, lane, options.due, value, held)
 
 
 # ------------------------------------------------------------------ enqueue

@@ -22,6 +22,7 @@ from tqe import clock
 from tqe.board import layout
 from tqe.board.board import Board, SlotView
 from tqe.errors import AppImportError, SettingsError, TQEError
+from tqe.schedule import Timetable
 from tqe.settings import Settings
 from tqe.steward import steward
 from tqe.supervisor import affinity, preload, process
@@ -147,17 +148,19 @@ def run(
     run_steward: RunSteward | None = None,
     revive: Callable[[], None] | None = None,
     predictor: Predictor | None = None,
+    timetable: Timetable | None = None,
     tuning: Tuning | None = None,
 ) -> int:
     """Run workers until told to stop, and answer with the exit code. Raises AppImportError before any fork.
 
     Nothing of Redis may be open in the calling process, and it should have no other threads. `load_app` is
     called here, or in each worker if the app is not imported before the fork. `pins` are decided here unless
-    they are given. `revive` brings an embedded server back, and is called by the steward. `predictor` says
-    how long jobs will take; its library should be open by now, since the workers then share its pages.
+    they are given. `revive` brings an embedded server back, and is called by the steward, which also sees to
+    the schedules of `timetable`. `predictor` says how long jobs will take; its library should be open by now,
+    since the workers then share its pages.
     """
     run_worker = run_worker or partial(work, predictor=predictor)
-    run_steward = run_steward or partial(steward.run_steward, revive=revive)
+    run_steward = run_steward or partial(steward.run_steward, revive=revive, timetable=timetable)
     if settings.metrics_port:
         check_port(settings.metrics_host, settings.metrics_port)
     board = Board(slots_of(settings.procs))

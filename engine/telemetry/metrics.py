@@ -75,6 +75,8 @@ HOST_TOTALS: Final[Mapping[str, tuple[str, str]]] = {
     "cancel_marks": ("cancel_requests_delivered", "Cancel requests that reached a running job."),
     "promoted": ("jobs_promoted", "Scheduled and retried jobs that entered their lane."),
     "snapshots_dropped": ("snapshots_dropped", "Status records dropped before their time, over the cap."),
+    "cron_submitted": ("cron_submitted", "Slots of schedules for which this host submitted a job."),
+    "cron_skipped": ("cron_skipped", "Slots of schedules that were let go: missed, or still busy."),
 }
 
 

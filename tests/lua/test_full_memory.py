@@ -82,6 +82,11 @@ def _resume(world: World) -> Call:
     return world.resume_call()
 
 
+def _advance(world: World) -> Call:
+    world.client.hset(world.keys.cron, "schedule:A", "{}")
+    return Call("advance", (world.keys.void, world.keys.cron), ("A", 60_000, "x.0"))
+
+
 def _trim(world: World) -> Call:
     world.client.hset(world.bucket, mapping={"open": 0, "x": "y"})
     world.client.expire(world.bucket, 100)
@@ -90,6 +95,7 @@ def _trim(world: World) -> Call:
 
 
 SAMPLES: dict[str, Callable[[World], Call]] = {
+    "advance": _advance,
     "cancel": _cancel,
     "enqueue": lambda world: world.enqueue_call(group(A, bucket=1), group(B, due="+5")),
     "fetch": _fetch,

@@ -20,6 +20,7 @@ RANKS: Mapping[str, int] = {
     "job": 1,
     "codec": 1,
     "registry": 1,
+    "schedule": 1,
     "telemetry": 1,
     "current": 1,
     "_fast": 1,
