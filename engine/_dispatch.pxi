@@ -338,8 +338,9 @@ cdef class Lease:
         return out
 
 
-def admit(list frames not None, Slot slot not None, dict ranks not None, int other_rank):
-    """Make leases of fetched frames: ([Lease], jobs, [(frame, error)]). An error is a FrameError, or None where no row is free."""
+def admit(list frames not None, Slot slot not None, dict ranks not None, int other_rank, list suspects=None):
+    """Make leases of fetched frames: ([Lease], jobs, [(frame, error)]). An error is a FrameError, or None where no row is free.
+    Those of suspects are appended to `suspects` instead, if it is given, and not counted."""
     cdef list leases = []
     cdef list odd = []
     cdef bytes frame
@@ -367,6 +368,9 @@ def admit(list frames not None, Slot slot not None, dict ranks not None, int oth
             continue
         except DamagedFrame as e:
             odd.append((frame, e))
+            continue
+        if lease._head.flags & FLAG_SUSPECT and suspects is not None:
+            suspects.append(lease)
             continue
         jobs += lease._head.n
         leases.append(lease)

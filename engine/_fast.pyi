@@ -289,7 +289,11 @@ class Lease:
     def types_ahead(self) -> list[tuple[bytes, int]]: ...
 
 def admit(
-    frames: list[bytes], slot: Slot, ranks: dict[str, int], other_rank: int
+    frames: list[bytes],
+    slot: Slot,
+    ranks: dict[str, int],
+    other_rank: int,
+    suspects: list[Lease] | None = None,
 ) -> tuple[list[Lease], int, list[tuple[bytes, FrameError | None]]]: ...
 def hold_all(
     leases: list[Lease], by_row: dict[int, Lease], ready: list[list[Lease]], per_job_ns: float

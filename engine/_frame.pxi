@@ -45,6 +45,7 @@ cdef enum:
     AT_ENQUEUED = 111
     # Flags.
     FLAG_TRACKED = 1
+    FLAG_SUSPECT = 4
     FLAG_OPTIONS = 16
     FLAGS_SETTABLE = 15  # the options flag follows from the options
     # What can be wrong with a frame, in the order of the checks.

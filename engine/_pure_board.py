@@ -61,6 +61,7 @@ R_STATES: Final = 56
 INLINE_JOBS: Final = 8
 BLOCKS: Final = 256
 BLOCK_BYTES: Final = 1024
+_SUSPECT: Final = 4
 JOB_LEASED: Final = 0
 JOB_STARTED: Final = 1
 JOB_DONE: Final = 2
@@ -578,10 +579,15 @@ class Lease:
 
 
 def admit(
-    frames: list[bytes], slot: Slot, ranks: dict[str, int], other_rank: int
+    frames: list[bytes],
+    slot: Slot,
+    ranks: dict[str, int],
+    other_rank: int,
+    suspects: list[Lease] | None = None,
 ) -> tuple[list[Lease], int, list[tuple[bytes, FrameError | None]]]:
     """Make leases of fetched frames: ([Lease], jobs, [(frame, error)]). An error is a FrameError, or None
-    where no row is free."""
+    where no row is free. Those of suspects are appended to `suspects` instead, if it is given, and not
+    counted."""
     leases: list[Lease] = []
     odd: list[tuple[bytes, FrameError | None]] = []
     jobs = 0
@@ -595,6 +601,9 @@ def admit(
             odd.append((frame, None))
             continue
         lease.rank = ranks.get(lease.lane, other_rank)
+        if suspects is not None and lease.header.flags & _SUSPECT:
+            suspects.append(lease)
+            continue
         jobs += lease.n
         leases.append(lease)
     return leases, jobs, odd

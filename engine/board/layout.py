@@ -101,6 +101,7 @@ C_INCARNATION: Final = 1024  # 26 bytes in 32
 C_NEXT_INCARNATION: Final = 1056  # set while a takeover is under way
 # Frame id (26 bytes in 32) of the job in C_CANCEL_ROW: a row is used again, so compare before acting.
 C_CANCEL_ID: Final = 1088
+C_SUSPECT: Final = 1120  # written by the worker: 1 while it runs a suspect, or is about to
 
 COUNTERS: Final = (
     "completed",

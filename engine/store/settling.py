@@ -30,6 +30,9 @@ RESULTS_MAX: Final = 250  # frames of one with a result, which may be large
 BYTES_MAX: Final = 2 * 1024 * 1024
 CRASH_DELAY_MS: Final = 1_000
 CRASH_DELAY_CAP_MS: Final = 60_000
+# The first lease that ends without a word is forgiven: the death of a spot instance must not turn half a
+# million no-ops into frames of one.
+SUSPECT_REAPS: Final = 2
 
 RETRY, CRASH, UNKNOWN, RETURNED, KEPT, DEAD, QUARANTINE = b"t", b"c", b"u", b"r", b"k", b"d", b"q"
 _COMPLETED: Final = bytes((layout.JOB_DONE, layout.JOB_RECORDED))
@@ -336,7 +339,8 @@ class _Claim:
     def __init__(
         self, frame: bytes, header: codec.Header, row: Row | None, item: Item, crash: CrashPolicy | None
     ) -> None:
-        self.frame = frame
+        # Whatever is settled has had its word: the mark of a start goes no further than the lease.
+        self.frame = _unmarked(frame, header)
         self.header = header
         self.row = row
         self.item = item
@@ -368,7 +372,7 @@ class _Claim:
     def kind_of(self, index: int) -> bytes:
         row = self.row
         if row is None:
-            return RETURNED
+            return b"1" if self.vanished() else RETURNED
         state = row.state(index)
         if state == layout.JOB_DONE:
             return b"C"
@@ -416,7 +420,9 @@ class _Claim:
             base += n
         frames = codec.cut(self.frame, spans)
         if self.crash is not None and self.crash.reaped:
-            frames = [codec.rewrite(frame, reaps=min(self.header.reaps + 1, 999)) for frame in frames]
+            reaps = min(self.header.reaps + 1, 999)
+            flags = self.suspect if reaps >= SUSPECT_REAPS else None
+            frames = [codec.rewrite(frame, reaps=reaps, flags=flags) for frame in frames]
         self.item.parts += [Part(RETURNED, b"", frame, self.header.lane) for frame in frames]
 
     def tell(self, index: int) -> None:
@@ -484,8 +490,11 @@ class _Claim:
         crash, header = self.crash, self.header
         if crash is None:
             raise AssertionError("a worker keeps what it has started")
-        if not crash.blame or self.row is None or crash.current != (self.row.number, index):
-            self.leave(index, RETURNED, b"", codec.single(self.frame, index, run=header.run + 1), b"")
+        if not self.blamed(crash, index):
+            # With no step marked, each that had started may be to blame: the next time it runs alone.
+            flags = self.suspect if crash.blame and crash.current is None else None
+            frame = codec.single(self.frame, index, run=header.run + 1, flags=flags)
+            self.leave(index, RETURNED, b"", frame, b"")
             return
         if crash.hard_limit:
             self.over_hard_limit(index, crash)
@@ -497,9 +506,28 @@ class _Claim:
         if crashes >= crash.crashes_max:
             self.dead(index, error, crash.now_ms, header.attempts, crashes)
             return
-        frame = codec.single(self.frame, index, crashes=crashes, run=header.run + 1)
+        reaps = min(header.reaps + crash.reaped, 999)
+        frame = codec.single(
+            self.frame, index, crashes=crashes, reaps=reaps, run=header.run + 1, flags=self.suspect
+        )
         delay = backoff_ms(crashes, CRASH_DELAY_MS, CRASH_DELAY_CAP_MS)
         self.leave(index, CRASH, str(delay).encode(), frame, _error_field(error, header.attempts, crashes, 0))
+
+    def blamed(self, crash: CrashPolicy, index: int) -> bool:
+        """Whether a job that had started is charged for the death of its process."""
+        if _marked(self.header):
+            return crash.blame  # a suspect: nothing ran beside it
+        return crash.blame and self.row is not None and crash.current == (self.row.number, index)
+
+    def vanished(self) -> bool:
+        """Whether the lease of a suspect that was about to start, or ran, ended without a word: host, board
+        and all."""
+        return self.crash is not None and self.crash.reaped and _marked(self.header)
+
+    @property
+    def suspect(self) -> int:
+        """Flags of a part that is a suspect from now on."""
+        return int(self.header.flags & ~codec.STARTED | codec.SUSPECT)
 
     def over_hard_limit(self, index: int, crash: CrashPolicy) -> None:
         """A kill for the time limit is a failed attempt, not a crash: the process was not to blame."""
@@ -571,8 +599,37 @@ def returned(lease: bytes, frames: Sequence[bytes]) -> Item:
     into."""
     header = codec.peek(frames[0])
     item = Item(lease, header.frame_id, bool(header.flags & codec.TRACKED))
-    item.parts += [Part(RETURNED, b"", frame, header.lane) for frame in frames]
+    item.parts += [Part(RETURNED, b"", _unmarked(frame, header), header.lane) for frame in frames]
     return item
+
+
+def marked(frame: bytes, header: codec.Header, index: int) -> Item:
+    """A suspect, a lease of this one job, that is about to start: kept, with the flag that charges it if the
+    lease ends without a word."""
+    flags = header.flags | codec.SUSPECT | codec.STARTED
+    return _one(header, index, Part(KEPT, b"", codec.single(frame, index, flags=flags), header.lane))
+
+
+def postponed(frame: bytes, header: codec.Header, index: int, delay_ms: int) -> Item:
+    """A lease of this one job that goes back uncharged, and comes again after a while."""
+    part = codec.single(_unmarked(frame, header), index)
+    return _one(header, index, Part(CRASH, str(delay_ms).encode(), part, header.lane))
+
+
+def _one(header: codec.Header, index: int, part: Part) -> Item:
+    lease = lease_name(header.frame_id, index, 1, header.run)
+    return Item(lease, header.frame_id, bool(header.flags & codec.TRACKED), parts=[part])
+
+
+def _marked(header: codec.Header) -> bool:
+    return bool(header.flags & codec.STARTED) and header.n == 1
+
+
+def _unmarked(frame: bytes, header: codec.Header) -> bytes:
+    """Without the mark of a start."""
+    if not header.flags & codec.STARTED:
+        return frame
+    return codec.rewrite(frame, flags=header.flags & ~codec.STARTED)
 
 
 def quarantined(lease: bytes, frame: bytes) -> Item:

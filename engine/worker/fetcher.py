@@ -20,6 +20,7 @@ from tqe.worker.hold import Hold
 from tqe.worker.ordering import Ordering, Predictor
 from tqe.worker.runner import JobRunner
 from tqe.worker.settler import Settler
+from tqe.worker.suspects import Suspects
 
 log = logging.getLogger("tqe.worker")
 
@@ -41,6 +42,7 @@ class Fetcher:
         hold: Hold,
         runner: JobRunner,
         settler: Settler,
+        suspects: Suspects,
         predictor: Predictor | None = None,
     ) -> None:
         self._settings = settings
@@ -50,6 +52,7 @@ class Fetcher:
         self._hold = hold
         self._runner = runner
         self._settler = settler
+        self._suspects = suspects
         self._lanes = [working.LaneRule(lane) for lane in settings.lanes]
         self._rank = {lane: rank for rank, lane in enumerate(settings.lanes)}
         self._admission = Admission(
@@ -86,6 +89,7 @@ class Fetcher:
             and hold.held_ns < self._settings.quantum_us * 1000
             and self._runner.free_slots > 0
             and not self._runner.resting
+            and not self._suspects.hinder
             and len(hold) < formats.IN_FLIGHT_FRAMES_MAX // 2
             and hold.bytes < formats.IN_FLIGHT_BYTES_MAX // 2
             and self._slot.free_rows()[1] > 16
@@ -97,7 +101,7 @@ class Fetcher:
         calls = self._calls
         if calls is None or ordering.look():
             calls = self.reorder()
-        jobs = self._jobs_budget
+        jobs = self._suspects.jobs_max(self._jobs_budget)
         frames = WINDOW_JOBS if ordering.on else jobs
         free_rows, _ = self._slot.free_rows()
         return calls.call(
@@ -186,10 +190,15 @@ class Fetcher:
 
         Those of which the time was predicted are kept: that was decided by it.
         """
-        leases, jobs, odd = hot.admit(frames, self._slot, self._rank, len(self._rank))
+        suspects: list[hot.Lease] = []
+        leases, jobs, odd = hot.admit(frames, self._slot, self._rank, len(self._rank), suspects)
         self._view.add("fetched", jobs)
         for frame, error in odd:
             self._refuse(frame, error)
+        wanted = {frames[at]: indexes for at, indexes in (cancels or {}).items()}
+        if suspects:
+            self._suspects.take_in(suspects, wanted)
+            self._waited(suspects, now_us)
         held_before_ns = self._hold.held_ns
         types = None if cancels or predicted_ns else hot.types_of(leases)
         per_job_ns = None if types is None else self._admission.quick(types, jobs, self._hold.held_ns)
@@ -198,7 +207,6 @@ class Fetcher:
             self._waited(leases, now_us)
             self._plan(jobs, jobs, self._hold.held_ns - held_before_ns)
             return leases
-        wanted = {frames[at]: indexes for at, indexes in (cancels or {}).items()}
         for lease in leases:
             lease.cancels = wanted.get(lease.frame)
             ns = predicted_ns.get(lease.frame) if predicted_ns else None

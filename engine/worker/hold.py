@@ -47,6 +47,20 @@ class Hold:
         else:
             self.ended.append(lease)
 
+    def set_aside(self, lease: Lease) -> None:
+        """Take in a lease that is not to be started yet: `ready` or `give_way` says how it goes on."""
+        self._by_row[lease.row] = lease
+        self.bytes += len(lease.frame)
+
+    def ready(self, lease: Lease) -> None:
+        """A lease that was set aside may start."""
+        self._ready[lease.rank].append(lease)
+        self.held_ns += lease.predicted_ns
+
+    def give_way(self, lease: Lease) -> None:
+        """A lease that was set aside goes back, whole or in part."""
+        (self.ended if lease.ended() else self.cut).append(lease)
+
     def add_all(self, leases: list[Lease], predicted_ns: float) -> None:
         """Take in leases that all have jobs to start, of so much predicted time a job."""
         size, ns = hot.hold_all(leases, self._by_row, self._ready, predicted_ns)

@@ -23,8 +23,10 @@ from tqe.worker.fetcher import Fetcher
 from tqe.worker.hold import Hold
 from tqe.worker.link import LOST, Link, Stopped
 from tqe.worker.ordering import Predictor
+from tqe.worker.peers import Peers
 from tqe.worker.runner import JobRunner
 from tqe.worker.settler import PARTIAL_AFTER_NS, Settler
+from tqe.worker.suspects import Suspects
 
 log = logging.getLogger("tqe.worker")
 
@@ -123,8 +125,17 @@ class Worker:
         self._changed = asyncio.Event()
         self.runner = JobRunner(registry, settings, self._slot, view, self._hold, changed=self._changed.set)
         self._settler = Settler(settings, keys, self._slot, view, self._hold)
+        self._suspects = Suspects(view, Peers(board, view), self._hold, self.runner, self._settler)
         self._fetcher = Fetcher(
-            settings, keys, self._slot, view, self._hold, self.runner, self._settler, predictor
+            settings,
+            keys,
+            self._slot,
+            view,
+            self._hold,
+            self.runner,
+            self._settler,
+            self._suspects,
+            predictor,
         )
         self._link = Link(settings, keys, view, redis_url)
         self._token: asyncio.Future[Any] | None = None
@@ -176,6 +187,7 @@ class Worker:
         # After the replies: what they refuse is no longer ours, and nothing of it may start.
         if self._settler.trouble or self._fetcher.trouble:
             await self._take_over()
+        self._suspects.look()
         code = self._run()
         if code == hot.RUN_STOP:
             self._obey()
@@ -348,6 +360,7 @@ class Worker:
             self._draining = True
             self._view.set(layout.C_PHASE, layout.PHASE_DRAIN)
             self._hold.give_back_all()  # each time: a fetch that was under way may have brought more
+            self._suspects.give_back()
             if word == layout.STOP_NOW:
                 self.runner.beside.return_all()
 
@@ -390,6 +403,7 @@ class Worker:
         self.runner.hold_outcomes()
         while True:
             self._settler.forget()
+            self._suspects.forget()
             taken = await self._link.take_over()
             self._token = None
             self._fetcher.begin(self._link.incarnation)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ class Change:
     lease: hot.Lease
     claim: tuple[int, int]
     kept: list[tuple[int, int]]
+    then: Callable[[], None] | None = None  # called once it is applied
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class Settler:
         self._hold = hold
         self._returned: list[tuple[bytes, list[bytes]]] = []
         self._damaged: list[tuple[bytes, bytes]] = []
+        self._told: list[tuple[settling.Item, Change]] = []
         self.unanswered: Unanswered | None = None
         self.trouble = False  # a lease was fenced or refused: what we hold must be compared with Redis
 
@@ -80,6 +82,16 @@ class Settler:
         """A frame that failed its check: settled as damaged, with its bytes."""
         self._damaged.append((lease, frame))
 
+    def tell(self, item: settling.Item, change: Change) -> None:
+        """Something about a lease that its row does not say."""
+        change.lease.settling = True
+        self._told.append((item, change))
+
+    @property
+    def busy(self) -> bool:
+        """Something is to be told, or was told and not answered."""
+        return self.unanswered is not None or self.urgent
+
     @property
     def returning(self) -> bool:
         """Frames that never became leases here are to go back."""
@@ -88,7 +100,7 @@ class Settler:
     @property
     def urgent(self) -> bool:
         """Something goes back that others could take, or is damaged: do not wait for the next fetch."""
-        return bool(self._returned or self._damaged or self._hold.cut)
+        return bool(self._returned or self._damaged or self._told or self._hold.cut)
 
     def due(self, now_ns: int, *, partial: bool, beside: bool = True) -> list[hot.Lease]:
         """Leases to settle now: those that have ended or were cut, and with `partial` whatever has something
@@ -158,6 +170,7 @@ class Settler:
         self.unanswered = None
         self._returned.clear()
         self._damaged.clear()
+        self._told.clear()
         self._hold.ended.clear()
         self._hold.cut.clear()
         for lease in self._hold:
@@ -195,8 +208,11 @@ class Settler:
             batch.add(settling.returned(name, frames))
         for name, frame in self._damaged:
             batch.add(settling.quarantined(name, frame))
+        for item, change in self._told:
+            batch.add(item, change)
         self._returned.clear()
         self._damaged.clear()
+        self._told.clear()
         return batch
 
     def _add_completed(self, batch: settling.SettleBatch, lease: hot.Lease, told: list[bytes]) -> None:
@@ -259,6 +275,8 @@ class Settler:
         lease.claims = [claim for claim in lease.claims if claim != change.claim] + (
             change.kept if applied else []
         )
+        if applied and change.then is not None:
+            change.then()
         if applied and len(lease.claims) == 1:
             self._slot.narrow_row(lease.row, *lease.claims[0])
         if not lease.claims:

@@ -46,7 +46,7 @@ def test_a_silent_host_is_reaped_after_one_lease_of_watching(scene: Scene) -> No
     assert watch(scene, reaper, LEASE_MS - 1_000) == []
     scene.clock.advance(ms=1_000)
     assert reaper.run_once() == ReaperReport((GHOST,), 2)
-    assert scene.sorted() == ["1.0.3 reaps=1", "2.0.1 reaps=2"]
+    assert scene.sorted() == ["1.0.3 reaps=1", "2.0.1 reaps=2 suspect"]
     assert scene.in_flight() == {}
     assert scene.incarnations() == []
     assert scene.depth() == {"high:sorted": 4}

@@ -99,7 +99,7 @@ def test_everything_goes_where_the_board_says(scene: Scene) -> None:
     assert_gone(scene, worker)
     # what was not started keeps its counters; what ran is charged and its run is raised
     assert scene.sorted() == ["2.3.1", "3.3.1", "4.0.4", "5.0.4"]
-    assert scene.delayed() == ["2.1.1 run=1 attempts=1", "2.2.1 run=1 crashes=1"]
+    assert scene.delayed() == ["2.1.1 run=1 attempts=1", "2.2.1 run=1 crashes=1 suspect"]
     assert sorted(scene.quarantine()) == [damaged, odd]
     assert scene.dlq() == {}
     assert [scene.snapshot(k) for k in (1, 2, 3, 4, 5, 6)] == ["C", "CRRQ", "QQCQ", "Q", "Q", ""]
@@ -120,7 +120,7 @@ def test_a_crash_is_redelivered_with_backoff(scene: Scene) -> None:
     worker.dies(signal=11)
     before = scene.redis_ms()
     recover(scene)
-    assert scene.delayed() == ["1.0.1 run=1 crashes=2"]
+    assert scene.delayed() == ["1.0.1 run=1 crashes=2 suspect"]
     (due,) = [score for _, score in scene.client.zrange(scene.keys.delayed, 0, -1, withscores=True)]
     assert 1_000 <= due - before <= 2_100  # the second crash: 2 s, half of it random
 
@@ -190,7 +190,7 @@ def test_beside_the_one_on_the_board_started_jobs_are_not_blamed(scene: Scene) -
     worker.dies()
     recover(scene)
     assert scene.sorted() == ["1.0.1 run=1", "1.1.1 run=1"]
-    assert scene.delayed() == ["1.2.1 run=1 crashes=1"]
+    assert scene.delayed() == ["1.2.1 run=1 crashes=1 suspect"]
 
 
 def test_who_dies_while_its_coroutines_wait_has_nobody_to_blame(scene: Scene) -> None:
@@ -204,7 +204,7 @@ def test_who_dies_while_its_coroutines_wait_has_nobody_to_blame(scene: Scene) ->
     worker.view.set(layout.C_ASYNC, 1)
     worker.dies()
     recover(scene)
-    assert scene.sorted() == ["1.0.1 run=1", "1.1.1"]
+    assert scene.sorted() == ["1.1.1", "1.0.1 run=1 suspect"]
     assert scene.delayed() == []
 
 
@@ -224,7 +224,7 @@ def test_who_holds_up_the_loop_from_the_helper_thread_is_charged(scene: Scene, s
     worker.view.set(layout.C_KILL_KIND, layout.KILL_STUCK)
     worker.dies()
     recover(scene)
-    assert scene.delayed() == ([] if step else ["1.1.1 run=1 crashes=1"])
+    assert scene.delayed() == ([] if step else ["1.1.1 run=1 crashes=1 suspect"])
 
 
 def test_who_dies_between_a_jobs_return_and_its_record_is_charged(scene: Scene) -> None:
@@ -236,7 +236,7 @@ def test_who_dies_between_a_jobs_return_and_its_record_is_charged(scene: Scene) 
     worker.view.set(layout.C_IN_USER, 0)
     worker.dies()
     recover(scene)
-    assert scene.delayed() == ["1.0.1 run=1 crashes=1"]
+    assert scene.delayed() == ["1.0.1 run=1 crashes=1 suspect"]
     assert scene.sorted() == ["1.1.1"]
 
 
@@ -252,7 +252,7 @@ def test_the_job_on_the_helper_thread_is_charged_when_no_coroutine_ran(scene: Sc
     worker.view.set(layout.C_HELPER, (row + 1) << 32 | 1)
     worker.dies()
     recover(scene)
-    assert scene.delayed() == ["1.1.1 run=1 crashes=1"]
+    assert scene.delayed() == ["1.1.1 run=1 crashes=1 suspect"]
     assert scene.sorted() == ["1.0.1 run=1", "1.2.1"]
 
 

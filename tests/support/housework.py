@@ -164,7 +164,7 @@ class Scene:
     # -- reading
 
     def parts(self, frames: list[bytes]) -> list[str]:
-        """Frames in short: `number.base.n run=…` and the counters that are not 0."""
+        """Frames in short: `number.base.n run=…`, the counters that are not 0, and the flags of suspects."""
         return [short(one) for one in frames]
 
     def queue(self, lane: str = "high") -> list[str]:
@@ -217,7 +217,8 @@ def short(one: bytes) -> str:
     header = codec.peek(one)
     names = ("run", "attempts", "crashes", "reaps", "unknowns")
     counters = "".join(f" {name}={value}" for name in names if (value := getattr(header, name)))
-    return f"{int(header.frame_id[11:24])}.{header.base}.{header.n}{counters}"
+    flags = " suspect" * bool(header.flags & codec.SUSPECT) + " started" * bool(header.flags & codec.STARTED)
+    return f"{int(header.frame_id[11:24])}.{header.base}.{header.n}{counters}{flags}"
 
 
 def _job(name: bytes) -> str:

@@ -345,7 +345,7 @@ def with_current(index: int, **changes: Any) -> CrashPolicy:
 def test_only_the_job_on_the_board_is_charged() -> None:
     item = crashed([D, S, S, L, R], with_current(2))
     assert item.ranges == [(0, 1, "C")]
-    assert parts(item) == ["r 1.1.1 run=1", "c 1.2.1 run=1 crashes=1", "r 1.3.2"]
+    assert parts(item) == ["r 1.1.1 run=1", "c 1.2.1 run=1 crashes=1 suspect", "r 1.3.2"]
     assert 500 <= int(item.parts[1].argument) <= 1_000
     told = fields(item)
     assert set(told) == {2}
@@ -363,7 +363,7 @@ def test_a_job_on_the_board_that_has_ended_or_not_begun_is_not_charged(state: in
 @pytest.mark.parametrize(
     "policy",
     [
-        CrashPolicy("x"), with_current(0, blame=False), with_current(0, current=(5, 0)),
+        with_current(0, blame=False), CrashPolicy("x", blame=False), with_current(0, current=(5, 0)),
         with_current(0, current=(0, 1)),
         with_current(0, blame=False, hard_limit=True),
     ],
@@ -372,6 +372,11 @@ def test_nobody_is_charged(policy: CrashPolicy) -> None:
     item = crashed([S], policy, crashes=2)
     assert parts(item) == ["r 1.0.1 run=1 crashes=2"]
     assert item.fields == []
+
+
+def test_with_no_step_marked_all_that_had_started_return_as_suspects() -> None:
+    item = crashed([D, S, L, S], CrashPolicy("crash:SIGKILL"))
+    assert parts(item) == ["r 1.1.1 run=1 suspect", "r 1.2.1", "r 1.3.1 run=1 suspect"]
 
 
 @pytest.mark.parametrize(("crashes", "most"), [(2, 3), (0, 1), (9, 3), (998, 3), (999, 1_000)])
@@ -449,7 +454,7 @@ def test_a_cut_whose_reply_nobody_read_is_found_by_containment() -> None:
     items = items_of(recover(leases, [row], with_current(5)))
     assert [item.lease for item in items] == [name for name, _ in leases]
     assert [item.ranges for item in items] == [[(0, 3, "C")], [(6, 2, "C")], []]
-    assert [parts(item) for item in items] == [[], ["c 1.5.1 run=1 crashes=1"], ["r 1.8.2"]]
+    assert [parts(item) for item in items] == [[], ["c 1.5.1 run=1 crashes=1 suspect"], ["r 1.8.2"]]
 
 
 def test_damaged_frames_go_to_quarantine() -> None:
@@ -467,7 +472,62 @@ def test_damaged_frames_go_to_quarantine() -> None:
 def test_a_lease_that_ended_without_a_word_counts_a_reap() -> None:
     frame = make(4, reaps=1, crashes=2)
     (item,) = items_of(recover([(frame[4:45], frame)], [], CrashPolicy("reaped", reaped=True, now_ms=NOW_MS)))
-    assert parts(item) == ["r 1.0.4 crashes=2 reaps=2"]
+    assert parts(item) == ["r 1.0.4 crashes=2 reaps=2 suspect"]
+
+
+REAPED = CrashPolicy("reaped", reaped=True, now_ms=NOW_MS)
+
+
+def reaped(frame: bytes) -> list[str]:
+    (item,) = items_of(recover([(frame[4:45], frame)], [], REAPED))
+    return parts(item)
+
+
+def test_the_first_lease_that_ends_without_a_word_is_forgiven() -> None:
+    assert reaped(make(2)) == ["r 1.0.2 reaps=1"]
+    assert reaped(make(2, reaps=1)) == ["r 1.0.2 reaps=2 suspect"]
+    assert reaped(make(2, reaps=999, flags=codec.SUSPECT)) == ["r 1.0.2 reaps=999 suspect"]
+
+
+def test_a_suspect_that_had_begun_is_charged_when_its_lease_ends_without_a_word() -> None:
+    flags = codec.SUSPECT | codec.STARTED
+    assert reaped(make(1, reaps=2, flags=flags)) == ["c 1.0.1 run=1 crashes=1 reaps=3 suspect"]
+    assert reaped(make(1, reaps=2, flags=codec.SUSPECT)) == ["r 1.0.1 reaps=3 suspect"]
+    frame = make(1, reaps=2, crashes=2, flags=flags)
+    (item,) = items_of(recover([(frame[4:45], frame)], [], REAPED))
+    assert parts(item) == ["d 1.0.1 run=1 crashes=3 reaps=2 suspect"]
+    assert json.loads(item.parts[0].argument)["reason"] == "reaped"
+
+
+@pytest.mark.parametrize(
+    ("state", "policy", "told"),
+    [
+        (
+            S,
+            CrashPolicy("x"),
+            "c 1.0.1 run=1 crashes=2 suspect",
+        ),  # a coroutine that waited: nothing ran beside it
+        (S, with_current(0), "c 1.0.1 run=1 crashes=2 suspect"),
+        (S, CrashPolicy("drain", blame=False), "r 1.0.1 run=1 crashes=1 suspect"),
+        (L, CrashPolicy("x"), "r 1.0.1 crashes=1 suspect"),  # marked, and not started: the board knows better
+        (R, CrashPolicy("x"), "r 1.0.1 crashes=1 suspect"),
+    ],
+)
+def test_the_board_says_whether_a_marked_suspect_had_started(
+    state: int, policy: CrashPolicy, told: str
+) -> None:
+    frame = make(1, crashes=1, flags=codec.SUSPECT | codec.STARTED)
+    assert parts(settle(frame, [state], crash=policy)) == [told]
+
+
+def test_a_mark_does_not_leave_with_the_job() -> None:
+    frame = make(1, flags=codec.SUSPECT | codec.STARTED)
+    item = settle(frame, [X], [record(0, layout.OUT_RETRY, delay_ms=5, error=ERROR)])
+    assert parts(item) == ["t 5 1.0.1 run=1 attempts=1 suspect"]
+    assert parts(settling.returned(frame[4:45], [frame])) == ["r 1.0.1 suspect"]
+    header = codec.parse(frame)
+    assert parts(settling.postponed(frame, header, 0, 7)) == ["c 1.0.1 suspect"]
+    assert parts(settling.marked(frame, header, 0)) == ["k 1.0.1 suspect started"]
 
 
 def test_backoff_grows_to_its_cap_and_is_half_random() -> None:
