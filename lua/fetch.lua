@@ -96,7 +96,7 @@ local function lowest_key(queue, sorted, bound_us, f, score)
   f = f or redis.call('LINDEX', queue, 0)
   score = tonumber(score or redis.call('ZRANGE', sorted, 0, 0, 'WITHSCORES')[2])
   local key = f and enqueued_of(f) - bound_us
-  return score and key and math.min(score, key) or score or key
+  return score and key and math.min(score, key) or score or key or nil
 end
 
 -- Leases from one lane until it is empty (true) or the budget is full.

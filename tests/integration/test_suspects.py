@@ -233,7 +233,7 @@ def test_a_job_that_takes_the_host_with_it_ends_in_the_dead_letter_queue(rig: Ri
     rig.steward()
     deaths = 0
     while not rig.stats().get("dead"):
-        worker = rig.worker()
+        worker = rig.worker(ready=False)  # it may be gone before anybody sees it ready
         wait_until(lambda before=deaths: rig.journal.count("began")[99] > before, 10)
         host_dies(rig, worker)
         deaths += 1
@@ -254,7 +254,7 @@ def test_a_coroutine_that_ends_its_process_unseen_is_found_among_many(rig: Rig) 
     rig.steward()
     deaths = 0
     while not rig.stats().get("dead"):
-        worker = rig.worker()
+        worker = rig.worker(ready=False)  # it may be gone before anybody sees it ready
         wait_until(lambda one=worker: not one.running, 10, "the bomb goes off")
         worker.bury()
         wait_until(lambda one=worker: one.view.get(layout.C_STATE) == layout.RECOVERED, 5)

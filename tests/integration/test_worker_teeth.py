@@ -198,7 +198,7 @@ def test_no_job_starts_after_the_lease_has_ended(
     """A job outlasts the lease, others get the rest: the worker must not begin what is theirs now."""
     if not protected:
         monkeypatch.setattr(Link, "seen_until_ns", lambda self: 1 << 62)
-    rig = rig_of(lease_ms=1_000)
+    rig = rig_of(lease_ms=1_000, quantum_us=6_000_000)  # one slice: no reply is read between the jobs
 
     @rig.app.task("JOB")
     def job(n: int, s: float) -> None:
