@@ -135,6 +135,15 @@ def even_pieces(jobs: int, pieces: int) -> tuple[int, ...]:
     return tuple(size + 1 if k < more else size for k in range(pieces))
 
 
+def laid_out(base: int, sizes: Iterable[int]) -> list[tuple[int, int]]:
+    """Pieces of these sizes one after the other: [(base, jobs)]."""
+    pieces = []
+    for size in sizes:
+        pieces.append((base, size))
+        base += size
+    return pieces
+
+
 def _equal_work(rest: list[tuple[float, int]], share_ns: float, least_ns: float) -> tuple[int, ...]:
     sizes: list[int] = []
     size = 0

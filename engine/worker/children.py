@@ -8,7 +8,7 @@ charged, and the limit signal would find nothing to interrupt.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any
 
@@ -42,20 +42,15 @@ class Child(Coroutine[Any, Any, Any]):
         self._coroutine = coroutine
 
     def send(self, value: Any) -> Any:
-        marked = self._job.mark()
-        try:
-            return self._coroutine.send(value)
-        except BaseException as e:
-            hot.end_if_forked(e)
-            raise
-        finally:
-            if marked:
-                self._job.unmark()
+        return self._step(self._coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
+        return self._step(self._coroutine.throw, *error)
+
+    def _step(self, drive: Callable[..., Any], *told: Any) -> Any:
         marked = self._job.mark()
         try:
-            return self._coroutine.throw(*error)
+            return drive(*told)
         except BaseException as e:
             hot.end_if_forked(e)
             raise

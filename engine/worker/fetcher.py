@@ -15,7 +15,7 @@ from tqe.settings import Settings
 from tqe.store import working
 from tqe.store.call import Call
 from tqe.store.keys import Keys
-from tqe.worker.admission import Admission
+from tqe.worker.admission import Admission, laid_out
 from tqe.worker.hold import Hold
 from tqe.worker.ordering import Ordering, Predictor
 from tqe.worker.runner import JobRunner
@@ -256,12 +256,8 @@ class Fetcher:
         if kept.jobs == lease.n:
             return
         base = lease.base + kept.jobs
-        pieces = []
-        for size in kept.pieces:
-            pieces.append((base, size))
-            base += size
-        lease.give_back(lease.base + kept.jobs)
-        lease.pieces = pieces
+        lease.give_back(base)
+        lease.pieces = laid_out(base, kept.pieces)
         if kept.jobs:
             hold.cut.append(lease)
         self._view.add("returned", lease.n - kept.jobs)

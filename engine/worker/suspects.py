@@ -16,7 +16,7 @@ from tqe.board import layout
 from tqe.board.board import SlotView
 from tqe.codec import hot
 from tqe.store import settling
-from tqe.worker.admission import PIECES_MAX, even_pieces
+from tqe.worker.admission import PIECES_MAX, even_pieces, laid_out
 from tqe.worker.hold import Hold
 from tqe.worker.peers import Peers
 from tqe.worker.runner import JobRunner
@@ -152,12 +152,7 @@ class Suspects:
         jobs = lease.stop - index
         if not jobs:
             return
-        pieces = []
-        base = index
-        for size in even_pieces(jobs, min(PIECES_MAX, jobs)):
-            pieces.append((base, size))
-            base += size
         lease.give_back(index)
-        lease.pieces = pieces
+        lease.pieces = laid_out(index, even_pieces(jobs, min(PIECES_MAX, jobs)))
         self._hold.give_way(lease)
         self._view.add("returned", jobs)
