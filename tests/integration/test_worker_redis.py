@@ -275,7 +275,8 @@ def test_a_stopped_worker_that_goes_on_after_its_lease_changes_nothing(rig_of: C
 
 def test_without_a_steward_a_long_job_outlives_its_lease(rig_of: Callable[..., Rig]) -> None:
     """Nobody reaped it, so the worker finds its leases as they were, and starts the next job only then."""
-    rig = rig_of(lease_ms=1_000)
+    # One slice: else the reply to a fetch may extend the lease between the jobs, before anybody looks.
+    rig = rig_of(lease_ms=1_000, quantum_us=6_000_000)
 
     @rig.app.task("JOB")
     def job(n: int, s: float) -> int:
