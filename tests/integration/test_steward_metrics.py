@@ -68,6 +68,7 @@ def test_the_page_shows_queue_board_and_steward(scene: Scene) -> None:
         'taskqueue_queue_depth{priority="low"} 0.0',
         'taskqueue_queue_depth{priority="other"} 1.0',  # never a name that only data brought
         'taskqueue_queue_paused{priority="low"} 1.0',
+        'taskqueue_predicted_backlog_seconds{priority="high"} 0.007',  # seven jobs of a millisecond each
         "taskqueue_scheduled_jobs 3.0",
         "taskqueue_dlq_jobs 1.0",
         "taskqueue_redis_up 1.0",
