@@ -35,3 +35,11 @@ def value(text: str, name: str, **labels: str) -> float:
             if one.name == name and labels.items() <= one.labels.items():
                 return float(one.value)
     return 0.0
+
+
+def post(url: str, body: bytes) -> str:
+    """The answer to a JSON document."""
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with _OPENER.open(request, timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
