@@ -17,7 +17,7 @@ PEERS_RESULT ?= bench/results/peers.json
 TREE := $(shell find engine ml lua -type f '(' -name '*.py' -o -name '*.pyi' -o -name '*.lua' -o -name py.typed ')' | sort)
 CYTHON := $(wildcard engine/*.pyx engine/*.pxi engine/*.pxd)
 
-.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-ordering peers-table lint stub campaign clean FORCE
+.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-ordering peers-table lint stub campaign image-check clean FORCE
 
 install: $(VENV)/.built
 
@@ -80,6 +80,10 @@ campaign: install
 
 stub: install
 	$(BIN)/python -m mypy.stubtest tqe._fast --allowlist tests/stubtest_allow.txt --ignore-unused-allowlist
+
+# The steps of deploy/Dockerfile and its command, without a container engine; as root, a minute or two
+image-check: install
+	$(BIN)/python -m tests.deploy.image
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(VENV)/.built $(VENV)/.deps $(VENV)/.tree

@@ -1,8 +1,8 @@
 """Runs the steps of deploy/Dockerfile without a container engine, and then its command: `make image-check`.
 
-Each stage gets a root folder of its own: an overlay over this machine's, so that whatever a step writes stays in
-it, and /src, /opt and /app begin empty. It stands for the base image; apt, pip and the compiler are real. Needs
-root on a Debian with unshare, and a minute or two.
+Each stage gets a root folder of its own: an overlay over this machine's, so that whatever a step writes stays
+in it, and /src, /opt and /app begin empty. It stands for the base image; apt, pip and the compiler are real.
+Needs root on a Debian with unshare, and a minute or two.
 """
 
 import os
@@ -17,8 +17,11 @@ from tests.deploy import dockerfile
 ROOT = Path(__file__).parents[2]
 IGNORED = shutil.ignore_patterns("__pycache__", "*.so", "*.c")
 
-# What the base image brings: this Python under the name that the steps use, in a place that everybody may read.
-BASE = "apt-get install -y -qq --no-install-recommends python3-venv python3-dev >/dev/null && ln -sf /usr/bin/python3 /usr/local/bin/python"
+# What the base image brings: a Python under the name that the steps use, where everybody may read it.
+BASE = (
+    "apt-get install -y -qq --no-install-recommends python3-venv python3-dev >/dev/null"
+    " && ln -sf /usr/bin/python3 /usr/local/bin/python"
+)
 
 
 class Root:
@@ -112,9 +115,9 @@ def main() -> int:
         final = dockerfile.read(ROOT / "deploy" / "Dockerfile")[-1]
         program = final.words("ENTRYPOINT")
         root.run(*program, "--version")
-        root.run("/bin/sh", "-c", "! command -v pip && ! test -e /src/setup.py && test $(id -u) = 10001")
+        root.run("/bin/sh", "-c", "! test -e /opt/tqe/bin/pip && ! test -e /src/setup.py && test $(id -u) = 10001")
         root.run(
-            "/opt/tqe/bin/python", "-c", "import lightgbm, uvicorn, tqe; assert tqe.BACKEND == 'compiled'"
+            "/opt/tqe/bin/python", "-c", "import lightgbm, uvicorn, tqe._fast"
         )
         command = " ".join([*program, *final.words("CMD"), "--burst", "--procs", "1"])
         data = "export TQE_DATA_DIR=/tmp/data"
