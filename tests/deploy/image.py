@@ -115,10 +115,9 @@ def main() -> int:
         final = dockerfile.read(ROOT / "deploy" / "Dockerfile")[-1]
         program = final.words("ENTRYPOINT")
         root.run(*program, "--version")
-        root.run("/bin/sh", "-c", "! test -e /opt/tqe/bin/pip && ! test -e /src/setup.py && test $(id -u) = 10001")
-        root.run(
-            "/opt/tqe/bin/python", "-c", "import lightgbm, uvicorn, tqe._fast"
-        )
+        clean = "! test -e /opt/tqe/bin/pip && ! test -e /src/setup.py && test $(id -u) = 10001"
+        root.run("/bin/sh", "-c", clean)
+        root.run("/opt/tqe/bin/python", "-c", "import lightgbm, uvicorn, tqe._fast")
         command = " ".join([*program, *final.words("CMD"), "--burst", "--procs", "1"])
         data = "export TQE_DATA_DIR=/tmp/data"
         root.run(
