@@ -34,6 +34,7 @@ _LANE = re.compile(rf"[a-z0-9_-]{{1,{LANE_NAME_CHARS_MAX}}}")
 _APP = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
+_ORIGIN = re.compile(r"https?://[a-z0-9._:\[\]-]{1,253}")
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -142,6 +143,11 @@ class Settings:
     cron: Annotated[
         tuple[dict[str, Any], ...],
         _says("[[cron]] tables in tqe.toml, one a schedule: name, type, expression or every, tz, payload, …"),
+    ] = ()
+
+    # The REST API
+    http_origins: Annotated[
+        tuple[str, ...], _says("origins of web pages that may call the REST API, as https://shop.example.com")
     ] = ()
 
     # Logs
@@ -279,7 +285,7 @@ def _as_declared(name: str, value: object, *, text: bool) -> object:
         if not isinstance(value, str | os.PathLike):
             raise TypeError("not a path")
         return Path(value).expanduser()
-    if name == "lanes" and isinstance(value, str) and text:
+    if name in ("lanes", "http_origins") and isinstance(value, str) and text:
         value = [part.strip() for part in value.split(",")]
     return msgspec.convert(value, _type(name), strict=not text)
 
@@ -300,6 +306,7 @@ _CHECKS: Final[dict[str, Callable[[Any], object]]] = {
     "namespace": _NAMESPACE.fullmatch,
     "lanes": _lanes_fit,
     "metrics_host": _HOST.fullmatch,
+    "http_origins": lambda origins: all(_ORIGIN.fullmatch(origin) for origin in origins),
 }
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -30,15 +34,35 @@ def build(service: Service) -> Starlette:
     routes = [_route(service, endpoint) for endpoint in ENDPOINTS]
     routes.append(Route("/openapi.json", openapi_document))
     return Starlette(
-        routes=routes, lifespan=service.running, exception_handlers={HTTPException: _http_problem}
+        routes=routes,
+        lifespan=service.running,
+        exception_handlers={HTTPException: _http_problem},
+        middleware=_cross_origin(service.settings.http_origins),
     )
 
 
+def _cross_origin(origins: Sequence[str]) -> list[Middleware]:
+    """What lets pages of these origins call with a token. Never with cookies, of which we know none."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
+        )
+    ]
+
+
 def _route(service: Service, endpoint: Endpoint) -> Route:
-    handle = endpoint.handle
+    handle, scope, changes = endpoint.handle, endpoint.scope, endpoint.method != "GET"
 
     async def serve(request: Request) -> Response:
         try:
+            if scope is not None:
+                await service.guard.admit(request, scope, changes=changes)
             return await handle(service, request)
         except Problem as problem:
             return problem.response()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tqe.api import batch, dead, health, jobs, queues, shapes
 from tqe.api.service import Service
+from tqe.store.tokens import Scope
 
 Handle = Callable[[Service, Request], Awaitable[Response]]
-Scope = Literal["submit", "read", "admin"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,8 @@ class Problem(Exception):
         found = dict(headers or {})
         if self.retry_after_s:
             found["Retry-After"] = str(self.retry_after_s)
+        if self.status == 401:
+            found["WWW-Authenticate"] = "Bearer"
         body = msgspec.json.encode(self.document())
         return Response(body, self.status, headers=found, media_type=MEDIA_TYPE)
 

@@ -1,4 +1,4 @@
-"""Owns what the routes of one server process share: settings, the client, the pulse, the word to stop."""
+"""Owns what the routes of one server process share: settings, client, guard, pulse, the word to stop."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from starlette.applications import Starlette
 
+from tqe.api.guard import Guard
 from tqe.api.pulse import Pulse
 from tqe.client import AsyncClient
 from tqe.registry import Registry
@@ -36,6 +37,7 @@ class Service:
         self.settings = settings
         self.options = options
         self.client: AsyncClient
+        self.guard: Guard
         self.pulse: Pulse
         self.closing: asyncio.Event
         self.registry = registry
@@ -47,10 +49,17 @@ class Service:
         self.closing = asyncio.Event()
         self.client = AsyncClient(self.settings, registry=self.registry)
         self.pulse = Pulse(self.client)
-        looking = asyncio.create_task(self.pulse.run())
+        self.guard = Guard(
+            self.client,
+            loopback=self.options.loopback,
+            host=self.options.host,
+            origins=self.settings.http_origins,
+        )
+        looking = [asyncio.create_task(one.run()) for one in (self.pulse, self.guard)]
         try:
             yield
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            for task in looking:
+                task.cancel()
+            await asyncio.gather(*looking, return_exceptions=True)
             await self.client.close()

@@ -20,6 +20,7 @@ from tqe.cli.run import run
 from tqe.cli.serve import serve
 from tqe.cli.status import status
 from tqe.cli.submit import submit
+from tqe.cli.tokens import token
 from tqe.errors import (
     ArgumentsError,
     InvalidOption,
@@ -96,7 +97,10 @@ def main() -> None:
     """
 
 
-for verb in (run, submit, status, job, cancel, dlq, cron, pause, resume, serve, doctor, ml, demo, bench):
+for verb in (
+    *(run, submit, status, job, cancel, dlq, cron, pause, resume),
+    *(serve, token, doctor, ml, demo, bench),
+):
     main.add_command(verb)
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,12 +10,18 @@ from tqe import __version__
 from tqe import app as app_module
 from tqe import settings as settings_module
 from tqe.cli.options import where_options
-from tqe.cli.output import facts, show
+from tqe.cli.output import count, facts, show
 from tqe.cli.server import Meeting
+from tqe.client import Client
 from tqe.errors import SettingsError
 from tqe.registry import Registry
 from tqe.settings import Settings
+from tqe.store import tokens
+from tqe.store.tokens import Table
 from tqe.telemetry import logs
+
+if TYPE_CHECKING:
+    from tqe.api.service import ServeOptions
 
 
 @click.command()
@@ -33,7 +39,8 @@ def serve(ctx: click.Context, /, app: str | None, host: str, port: int, procs: i
     """Serve the REST API: submit jobs from any language, read and operate the queue.
 
     With APP (module:attribute, or the setting `app`) types and arguments are checked as that App has them;
-    without, any job is taken. Ctrl-C or SIGTERM drains: no new connections, open requests get 10 s.
+    without, any job is taken. As long as there are no access tokens (`tqe token`) it serves loopback only.
+    Ctrl-C or SIGTERM drains: no new connections, open requests get 10 s.
 
     \b
     Examples:
@@ -50,20 +57,22 @@ def serve(ctx: click.Context, /, app: str | None, host: str, port: int, procs: i
         raise SettingsError(f"{e.name} is missing: install the extra http (pip install 'tqe[http]')") from e
     logs.configure(level=settings.log_level, style=settings.log_format)
     options = ServeOptions(host=host, port=port, procs=procs)
-    if not options.loopback:
-        raise SettingsError(
-            f"there are no access tokens yet, so whoever reaches {host} could submit, read and delete jobs:"
-            " serve 127.0.0.1, and put a proxy that checks its callers before it"
-        )
-    with processes.listen(options) as listener:
-        with Meeting(settings) as meeting:
-            met = meeting.met
-        try:
-            _introduce(host, listener.getsockname()[1], procs, met.place, settings.app)
+    with Meeting(settings) as meeting:
+        met = meeting.met
+        with Client(settings) as client:
+            table = client.run(tokens.look(client.core.keys))
+    try:
+        if not (options.loopback or table.tokens):
+            raise SettingsError(
+                f"there are no access tokens, so whoever reaches {host} could submit, read and delete jobs:"
+                " create one with `tqe token create NAME`, or serve 127.0.0.1"
+            )
+        with processes.listen(options) as listener:
+            _introduce(options, listener.getsockname()[1], met.place, settings.app, access=_access(table))
             code = processes.Servers(listener, settings, registry, options).run()
-        finally:
-            if met.own is not None:
-                met.own.close()
+    finally:
+        if met.own is not None:
+            met.own.close()
     ctx.exit(code)
 
 
@@ -77,14 +86,22 @@ def _settings(app: str | None, where: dict[str, Any]) -> tuple[Settings, Registr
     return settings_module.load(code=loaded.code_settings, cli=given), loaded.registry
 
 
-def _introduce(host: str, port: int, procs: int, place: str, app: str | None) -> None:
+def _access(table: Table) -> str:
+    if not table.used:
+        return "anybody on this machine, as there are no tokens; `tqe token create NAME` ends that"
+    return count(len(table.tokens), "token")
+
+
+def _introduce(options: ServeOptions, port: int, place: str, app: str | None, *, access: str) -> None:
+    host = options.host
     at = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     click.secho(f"tqe {__version__}", bold=True, err=True)
     rows = [
         ("  serving", at),
         ("  app", app or "none given: any job is taken"),
         ("  redis", place),
-        ("  processes", str(procs)),
+        ("  access", access),
+        ("  processes", str(options.procs)),
         ("  stop", "Ctrl-C"),
     ]
     show(facts(rows), stderr=True)

@@ -36,6 +36,7 @@ class Keys:
         "paused",
         "quarantine",
         "stats",
+        "tokens",
         "traces",
         "void",
         "waiting",
@@ -65,6 +66,7 @@ class Keys:
         self.paused = p + b"paused"
         self.quarantine = p + b"quarantine"
         self.stats = p + b"stats"
+        self.tokens = p + b"tokens"
         self.traces = p + b"traces"
         self.void = p + b"void"
         self.waiting = p + b"waiting"

@@ -158,7 +158,7 @@ def test_a_long_poll_ends_with_the_job(web: Web, redis_client: redis.Redis) -> N
     assert web.get(f"/api/v1/jobs/{name}?wait=0.05").json["status"] == "queued"
     with socket.create_connection(("127.0.0.1", web.port), 30) as connection:
         connection.sendall(
-            f"GET /api/v1/jobs/{name}?wait=60 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode()
+            f"GET /api/v1/jobs/{name}?wait=60 HTTP/1.1\r\nhost: [::1]\r\nconnection: close\r\n\r\n".encode()
         )
         wait_until(lambda: redis_client.zcard("tq:{0}:waiting") == 1, 10)
         Hands(redis_client).fetch().settle(lambda job: ("C", {"sent": True}))
@@ -229,7 +229,7 @@ def test_it_drains_and_a_long_poll_does_not_hold_it_up(serve_it: ServeIt) -> Non
     name = web.post("/api/v1/jobs", {"type": "A"}).json["id"]
     with socket.create_connection(("127.0.0.1", web.port), 30) as connection:
         connection.sendall(
-            f"GET /api/v1/jobs/{name}?wait=60 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode()
+            f"GET /api/v1/jobs/{name}?wait=60 HTTP/1.1\r\nhost: [::1]\r\nconnection: close\r\n\r\n".encode()
         )
         # A second request on another connection: the first one has been read by then, or soon will be.
         web.get("/healthz")

@@ -94,7 +94,7 @@ def test_other_types_are_refused(web: Web) -> None:
 
 
 def test_a_client_that_leaves_half_way_costs_nothing(web: Web) -> None:
-    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    head = f"POST {PATH} HTTP/1.1\r\nhost: [::1]\r\ntransfer-encoding: chunked\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", web.port), 10) as connection:
         connection.sendall(head + b'e\r\n{"type": "A"}\n\r\n')
     assert web.get("/healthz").status == 200
@@ -102,7 +102,7 @@ def test_a_client_that_leaves_half_way_costs_nothing(web: Web) -> None:
 
 def test_a_chunked_stream_is_read_to_its_end(web: Web) -> None:
     line = b'{"type": "A"}\n'
-    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = f"POST {PATH} HTTP/1.1\r\nhost: [::1]\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", web.port), 10) as connection:
         connection.sendall(head.encode())
         for _ in range(3):
