@@ -9,7 +9,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tqe.api import batch, dead, health, jobs, queues, shapes
+from tqe.api import batch, cron, dead, health, jobs, metrics, queues, shapes
 from tqe.api.service import Service
 from tqe.store.tokens import Scope
 
@@ -195,6 +195,42 @@ ENDPOINTS: Final = (
         takes=shapes.Selection,
         gives=shapes.Deleted,
         fails=(400, 413, 415, 422, 503),
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/v1/cron",
+        handle=cron.show,
+        scope="read",
+        summary="All schedules",
+        gives=shapes.Schedules,
+        fails=(503,),
+    ),
+    Endpoint(
+        method="POST",
+        path="/api/v1/cron/{name}/pause",
+        handle=cron.pause,
+        scope="admin",
+        summary="Let a schedule submit nothing; jobs that it has submitted go on",
+        gives=shapes.SchedulePaused,
+        fails=(404, 503),
+    ),
+    Endpoint(
+        method="POST",
+        path="/api/v1/cron/{name}/resume",
+        handle=cron.resume,
+        scope="admin",
+        summary="Let a schedule submit again, from now on",
+        gives=shapes.SchedulePaused,
+        fails=(404, 503),
+    ),
+    Endpoint(
+        method="GET",
+        path="/metrics",
+        handle=metrics.show,
+        scope="read",
+        summary="The queue's metrics for Prometheus",
+        gives=str,
+        media_type="text/plain",
     ),
     Endpoint(
         method="GET",

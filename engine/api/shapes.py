@@ -110,6 +110,41 @@ class LanePurged(Struct, rename="camel"):
     purged: int
 
 
+class Schedule(Struct, rename="camel"):
+    """A schedule: either `expression`, read in the zone `tz`, or `every` so many seconds."""
+
+    name: str
+    app: str
+    type: str
+    expression: str | None
+    every: float | None
+    tz: str
+    payload: dict[str, Any]
+    missed: Literal["skip", "once", "all"]
+    jitter: Annotated[float, Meta(description="Seconds within which a job starts after its slot.")]
+    overlap: bool
+    slot_as: str | None
+    options: dict[str, Any]
+    paused: bool
+    last: Annotated[str | None, Meta(description="The slot of the last job.")]
+    last_job: str | None
+    next: str | None
+
+
+class Schedules(Struct, rename="camel"):
+    """All schedules; `damaged` are names of those that cannot be read."""
+
+    schedules: list[Schedule]
+    damaged: list[str]
+
+
+class SchedulePaused(Struct, rename="camel"):
+    """Whether a schedule submits nothing."""
+
+    name: str
+    paused: bool
+
+
 class RunningJob(Struct, rename="camel"):
     """A job that runs, since ms since 1970; async jobs do not tell their type."""
 

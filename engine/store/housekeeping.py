@@ -286,8 +286,14 @@ class Totals(NamedTuple):
 
 def totals(door: SyncDoor, keys: Keys, lanes: Sequence[str], incarnations: Sequence[str] = ()) -> Totals:
     """Read them, as cached by the scripts; lanes of others count together as `other`."""
-    depth, dead, quarantined, parked, stats, paused, (seconds, us), *more = ask(
-        door,
+    return read_totals(ask(door, *totals_commands(keys, lanes, incarnations)), lanes, incarnations)
+
+
+def totals_commands(
+    keys: Keys, lanes: Sequence[str], incarnations: Sequence[str] = ()
+) -> tuple[tuple[Argument, ...], ...]:
+    """What to send for them; `read_totals` reads the answers."""
+    return (
         ("HGETALL", keys.depth),
         ("HLEN", keys.dlq),
         ("LLEN", keys.quarantine),
@@ -299,6 +305,10 @@ def totals(door: SyncDoor, keys: Keys, lanes: Sequence[str], incarnations: Seque
         *(("ZRANGE", keys.sorted(lane), 0, 0) for lane in lanes),
         *(("HLEN", keys.processing(one)) for one in incarnations),
     )
+
+
+def read_totals(answers: Sequence[Any], lanes: Sequence[str], incarnations: Sequence[str] = ()) -> Totals:
+    depth, dead, quarantined, parked, stats, paused, (seconds, us), *more = answers
     depths = _numbers(depth)
     by_lane = {lane: (0, 0) for lane in lanes}
     for name, jobs in depths.items():

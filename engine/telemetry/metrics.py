@@ -207,18 +207,18 @@ def serve(take: Callable[[], Sample], *, port: int, address: str) -> Served:
 
 def families(sample: Sample) -> Iterator[Metric]:
     """Every metric of a steward's page."""
-    if sample.queue is None:
-        # A zero would be a lie, and counters would fall: a new steward's page is read before Redis is.
-        yield _gauge("redis_up", _REDIS_UP, 0)
-    else:
-        yield from queue_families(sample.queue)
+    yield from queue_families(sample.queue)
     yield from _workers(sample)
     yield from _tasks(sample.tasks)
     yield from _steward(sample)
 
 
-def queue_families(queue: QueueSample) -> Iterator[Metric]:
-    """The metrics that describe the whole queue; every page has them."""
+def queue_families(queue: QueueSample | None) -> Iterator[Metric]:
+    """The metrics that describe the whole queue; every page has them. None: Redis could not be read."""
+    if queue is None:
+        # A zero would be a lie, and counters would fall: a new steward's page is read before Redis is.
+        yield _gauge("redis_up", _REDIS_UP, 0)
+        return
     lanes = queue.lanes.items()
     yield _gauges("queue_depth", "Jobs that wait.", "priority", {name: lane.queued for name, lane in lanes})
     yield _gauges(

@@ -218,6 +218,7 @@ def test_a_redis_that_is_gone_is_no_error_of_ours(
     server.kill()
     wait_until(lambda: web.get("/readyz").status == 503, 30)
     web.get("/readyz").problem(503, "not-ready")
+    assert b"taskqueue_redis_up 0.0\n" in web.get("/metrics").body
     assert web.get("/healthz").status == 200
     server.start()
     wait_until(lambda: web.get("/readyz").status == 200, 30)

@@ -2,12 +2,21 @@
 
 import json
 
+import msgspec
 import pytest
 import redis
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.cli import bury
 from tests.support.hands import Hands
+from tests.support.metric_names import full_sample
 from tests.support.web import Web
+from tqe.api import shapes
+from tqe.schedule import Timetable, make
+from tqe.store import housekeeping, scheduling
+from tqe.store.call import SyncDoor
+from tqe.store.keys import Keys
+from tqe.telemetry import metrics
 
 
 def submit(web: Web, kind: str = "A", **options: object) -> str:
@@ -155,3 +164,66 @@ def test_nothing_is_replayed_or_deleted_by_mistake(web: Web, redis_client: redis
     for verb in ("replay", "delete"):
         web.post(f"/api/v1/dlq:{verb}", body).problem(422, "invalid-selection")
     assert web.get("/api/v1/queues").json["dead"] == 1
+
+
+# ------------------------------------------------------------------ schedules
+
+
+def test_schedules_are_listed_paused_and_resumed(web: Web, redis_client: redis.Redis) -> None:
+    keys = Keys()
+    options = {"max_retries": 1, "lane": "low"}
+    schedules = (
+        make(type="REPORT", name="nightly", expression="30 2 * * *", slot_as="day", options=options),
+        make(type="PING", every=3600),
+    )
+    timetable = Timetable(app="m:app", born_ms=1, schedules=schedules)
+    housekeeping.watched(
+        SyncDoor(redis_client), keys.cron, lambda pipe: scheduling.register(pipe, keys, timetable)
+    )
+    redis_client.hset(keys.cron, "schedule:BAD", "{")
+    told = web.get("/api/v1/cron").json
+    assert told["damaged"] == ["BAD"]
+    ping, nightly = told["schedules"]
+    assert (ping["name"], ping["every"], ping["paused"], ping["lastJob"]) == ("PING", 3600, False, None)
+    assert (nightly["slotAs"], nightly["options"]) == ("day", {"maxRetries": 1, "lane": "low"})
+    msgspec.convert(told, shapes.Schedules)
+    assert web.post("/api/v1/cron/PING/pause").json == {"name": "PING", "paused": True}
+    assert web.get("/api/v1/cron").json["schedules"][0]["next"] is None
+    for _ in range(2):
+        assert web.post("/api/v1/cron/PING/resume").json == {"name": "PING", "paused": False}
+    assert web.get("/api/v1/cron").json["schedules"][0]["next"] is not None
+    for verb in ("pause", "resume"):
+        web.post(f"/api/v1/cron/nothing/{verb}").problem(404, "not-found")
+
+
+# ------------------------------------------------------------------ metrics
+
+
+def test_metrics_of_the_queue(web: Web) -> None:
+    before = parsed(web)
+    submit(web, priority="high")
+    web.post("/api/v1/queues/low/pause")
+    now = parsed(web)
+    assert now["taskqueue_queue_depth", "high"] == 1 and now["taskqueue_queue_depth", "low"] == 0
+    assert now["taskqueue_queue_paused", "low"] == 1
+    assert (
+        now["taskqueue_jobs_submitted_total", ""] == before.get(("taskqueue_jobs_submitted_total", ""), 0) + 1
+    )
+    assert now["taskqueue_redis_up", ""] == 1
+
+
+def test_the_page_has_the_queue_and_nothing_of_a_host(web: Web) -> None:
+    """Scraped beside the stewards' pages it must not count anything of theirs twice."""
+    names = {name for name, _ in parsed(web)}
+    queue = {family.name for family in metrics.queue_families(full_sample().queue)}
+    assert {name.removesuffix("_total") for name in names} <= queue
+    assert web.get("/metrics").headers["content-type"].startswith("text/plain")
+
+
+def parsed(web: Web) -> dict[tuple[str, str], float]:
+    """Values by name and lane."""
+    return {
+        (sample.name, sample.labels.get("priority", "")): sample.value
+        for family in text_string_to_metric_families(web.get("/metrics").body.decode())
+        for sample in family.samples
+    }
