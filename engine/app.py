@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import inspect
 import os
@@ -12,7 +13,7 @@ import threading
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
@@ -52,6 +53,8 @@ class App:
         self.worker_stop_hooks: list[Callable[[], Any]] = []
         self._code = code
         self._settings: Settings | None = None
+        self._make_client: Callable[..., Client] = Client
+        self._make_async_client: Callable[..., AsyncClient] = AsyncClient
         self._begin()
 
     def _begin(self) -> None:
@@ -83,6 +86,27 @@ class App:
         if self._client is not None or len(self._async_clients):
             raise SettingsError("settings cannot change any more: the app has connected already")
         self._settings = merged
+
+    @contextlib.contextmanager
+    def replaced(
+        self,
+        merged: Settings,
+        *,
+        client: Callable[..., Client] = Client,
+        async_client: Callable[..., AsyncClient] = AsyncClient,
+    ) -> Iterator[None]:
+        """For tests: meanwhile the app has these settings and fresh clients, made by these; then its own
+        again."""
+        before = self._settings, self._make_client, self._make_async_client
+        clients = self._client, self._async_clients
+        self._settings, self._make_client, self._make_async_client = merged, client, async_client
+        self._client, self._async_clients = None, weakref.WeakKeyDictionary()
+        try:
+            yield
+        finally:
+            self.close()
+            self._settings, self._make_client, self._make_async_client = before
+            self._client, self._async_clients = clients
 
     # -------------------------------------------------------------- tasks
 
@@ -235,7 +259,7 @@ class App:
             with self._lock:
                 client = self._client
                 if client is None:
-                    client = self._client = Client(self.settings, registry=self.registry)
+                    client = self._client = self._make_client(self.settings, registry=self.registry)
         return client
 
     @property
@@ -249,7 +273,8 @@ class App:
             if client is None:
                 for ended in [one for one in self._async_clients if one.is_closed()]:
                     del self._async_clients[ended]
-                client = self._async_clients[loop] = AsyncClient(self.settings, registry=self.registry)
+                client = self._make_async_client(self.settings, registry=self.registry)
+                self._async_clients[loop] = client
         return client
 
     def _leave_to_parent(self) -> None:

@@ -29,7 +29,8 @@ class CurrentJob:
 
 
 IN_CONTEXT: Final[ContextVar[Any]] = ContextVar("tqe_current_job", default=None)
-_look_up: Callable[[Any], CurrentJob | None] | None = None
+LookUp = Callable[[Any], CurrentJob | None]
+_look_up: LookUp | None = None
 
 
 def current_job() -> CurrentJob:
@@ -42,10 +43,11 @@ def current_job() -> CurrentJob:
     return job
 
 
-def set_look_up(look_up: Callable[[Any], CurrentJob | None] | None) -> None:
+def set_look_up(look_up: LookUp | None) -> LookUp | None:
     """The worker says how to describe what IN_CONTEXT holds, and, for None, the job that runs inline.
 
-    None: there is no worker any more.
+    None: there is no worker any more. Answers with what counted before.
     """
     global _look_up
-    _look_up = look_up
+    before, _look_up = _look_up, look_up
+    return before

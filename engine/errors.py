@@ -199,6 +199,18 @@ class ResultUnavailable(ResultError):
     expired. Ask earlier, or raise `result_ttl_s`."""
 
 
+# --- in tests of applications ---
+
+
+class EagerModeError(TQEError):
+    """Eager mode (`tqe.testing`) was asked for what only a real queue has. The text says what, and what to
+    use."""
+
+
+class QueueStuck(TQEError):
+    """Jobs of a test's queue did not end in time, or its workers ended. The text says what is left."""
+
+
 # --- inside the engine ---
 
 

@@ -103,6 +103,16 @@ class Task(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.func(*args, **kwargs)
 
+    def call_with(self, arguments: Any) -> R:
+        """Call it with what `decoder` made of a payload, as a worker does."""
+        call: Callable[..., R] = self.func
+        if self.mode == "struct":
+            return call(arguments)
+        if self.mode == "kwargs":
+            return call(**arguments)
+        named = {name: getattr(arguments, name) for name in self.keyword_only}
+        return call(*(getattr(arguments, name) for name in self.positional), **named)
+
     def __repr__(self) -> str:
         return f"<Task {self.name}: {place_of(self.func)}>"
 

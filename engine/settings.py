@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
@@ -197,6 +197,17 @@ def load(
         if value is not None:
             take(name, value, "the command line", text=True)
     return Settings(**values)
+
+
+def override(base: Settings, given: Mapping[str, object]) -> Settings:
+    """The same settings but for those given, which are checked as ever; for tests."""
+    for name in given:
+        if name not in _NAMES:
+            raise SettingsError(f"{name} is not a setting{_nearest(name, _NAMES)}")
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        values[name] = _convert(name, value, "code", text=False)
+    return replace(base, **values)
 
 
 def crashpoint(env: Mapping[str, str] | None = None) -> str | None:

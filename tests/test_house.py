@@ -88,8 +88,9 @@ def test_no_script_or_caller_runs_keys_or_script_load() -> None:
 
 
 def test_no_file_is_dead() -> None:
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    entries = [target.partition(":")[0] for target in scripts.values()]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    targets = [*project["scripts"].values(), *project["entry-points"]["pytest11"].values()]
+    entries = [target.partition(":")[0] for target in targets]
     nothing(house.dead_files(SOURCES, entries))
 
 

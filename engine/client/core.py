@@ -388,7 +388,7 @@ class Core:
     ) -> Iterator[Item]:
         for position, entry in enumerate(chunk, first):
             try:
-                type_name, payload, own = _entry(entry)
+                type_name, payload, own = entry_of(entry)
                 name, task = self.task(type_name)
                 if own:
                     options = self.options(task, {**given, **own})
@@ -576,7 +576,7 @@ class _Pages:
 # ------------------------------------------------------------------ helpers
 
 
-def _entry(entry: Any) -> tuple[Any, Any, Mapping[str, Any]]:
+def entry_of(entry: Any) -> tuple[Any, Any, Mapping[str, Any]]:
     if isinstance(entry, tuple | list) and len(entry) == 2:
         return entry[0], entry[1], {}
     if isinstance(entry, tuple | list) and len(entry) == 3 and isinstance(entry[2], Mapping):

@@ -64,6 +64,7 @@ class Signals:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._before = {number: signal.signal(number, _noted) for number in _WATCHED}
         self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)  # what came before this is heard now
 
     def wait(self, timeout_s: float) -> list[int]:
         """Sleep until a signal or the timeout; answer with what was sent, a death of a child left out."""
@@ -91,8 +92,16 @@ def _noted(number: int, frame: object) -> None:
     """The pipe has it."""
 
 
-def fork(run: Callable[[], int], *, name: str, before: Callable[[], None] | None = None) -> int:
+def fork(
+    run: Callable[[], int],
+    *,
+    name: str,
+    before: Callable[[], None] | None = None,
+    supervises: bool = False,
+) -> int:
     """Run `run` in a child of its own process group, to exit with what it returns; answers with its pid.
+
+    A child that `supervises` is to make `Signals`: what is sent to it before that waits.
 
     Only from the main thread: the kernel sends the death signal when the *thread* that forked ends.
     """
@@ -103,7 +112,8 @@ def fork(run: Callable[[], int], *, name: str, before: Callable[[], None] | None
     try:
         pid = os.fork()
         if pid == 0:
-            _be_child(run, name=name, before=before, parent=parent, mask=mask)
+            held = mask | set(_WATCHED) if supervises else mask - set(_WATCHED)
+            _be_child(run, name=name, before=before, parent=parent, mask=held)
         # Both sides set the group, so that it is there whoever runs first.
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
@@ -131,7 +141,7 @@ def _be_child(
         logs.set_process(name)
         if before is not None:
             before()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask - set(_WATCHED) - {SOFT_SIGNAL})
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask - {SOFT_SIGNAL})
         code = run()
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else EXIT_FAILED
@@ -229,6 +239,28 @@ def wait_for(pid: int) -> None:
     """Reap a child that was killed."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a child is over; it is not reaped."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def end(pid: int, *, timeout_s: float) -> bool:
+    """SIGTERM to a child, and reap it; False if it has not ended in time."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    watched = os.pidfd_open(pid)
+    try:
+        if not select.select([watched], [], [], timeout_s)[0]:
+            return False
+    finally:
+        os.close(watched)
+    wait_for(pid)
+    return True
 
 
 def install_limit_signal(handler: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from tqe import errors
 from tqe.board import layout
 from tqe.registry import Task
+from tqe.settings import Settings
 from tqe.store.settling import backoff_ms
 
 MARKER: Final = " … [cut]"
@@ -43,6 +44,15 @@ class Outcome:
     status: int
     error: bytes
     delay_ms: int = 0
+
+
+def rule_of(task: Task[..., Any], settings: Settings) -> RetryRule:
+    """What counts for jobs of a task that bring no rule of their own."""
+    return RetryRule(
+        settings.max_retries if task.max_retries is None else task.max_retries,
+        settings.backoff_base_ms if task.backoff_base_ms is None else task.backoff_base_ms,
+        settings.backoff_cap_ms if task.backoff_cap_ms is None else task.backoff_cap_ms,
+    )
 
 
 class Failures:

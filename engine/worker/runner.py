@@ -19,7 +19,7 @@ from tqe.registry import Registry, Task
 from tqe.settings import Settings
 from tqe.worker.beside import Beside, Job, Limits
 from tqe.worker.capture import PICKED, Capture, Run
-from tqe.worker.failures import Failures, Outcome, RetryRule
+from tqe.worker.failures import Failures, Outcome, RetryRule, rule_of
 from tqe.worker.hold import Hold
 
 log = logging.getLogger("tqe.worker")
@@ -265,11 +265,8 @@ class JobRunner:
         )
 
     def _task_limits(self, task: Task[..., Any]) -> Limits:
-        settings = self._settings
-        retries = settings.max_retries if task.max_retries is None else task.max_retries
-        base = settings.backoff_base_ms if task.backoff_base_ms is None else task.backoff_base_ms
-        cap = settings.backoff_cap_ms if task.backoff_cap_ms is None else task.backoff_cap_ms
-        return Limits(task.timeout_ms, self._hard(task, task.timeout_ms), RetryRule(retries, base, cap))
+        rule = rule_of(task, self._settings)
+        return Limits(task.timeout_ms, self._hard(task, task.timeout_ms), rule)
 
     def _hard(self, task: Task[..., Any], timeout_ms: int) -> int:
         if not timeout_ms:
@@ -431,24 +428,13 @@ class JobRunner:
         self._result(lease, index, entry, result)
 
     def _result(self, lease: hot.Lease, index: int, entry: hot.Entry, result: Any) -> None:
-        try:
-            encoded = _ENCODER.encode(result)
-        except Exception as e:  # msgspec calls into the objects' own code
+        encoded, note = told_of_result(result, self._settings.result_max_bytes)
+        if note.get("reason") == "result":
             log.warning(
-                "job %s (%s): its result is not JSON and was dropped: %s", _id(lease, index), entry.name, e
-            )
-            told = {"reason": "result", "message": f"the result is not JSON: {e}"[:500]}
-            self._record(lease, index, Outcome(layout.OUT_DONE, _ENCODER.encode(told)))
-            return
-        if len(encoded) > self._settings.result_max_bytes:
-            note: dict[str, object] = {
-                "reason": "result_too_large",
-                "message": f"{len(encoded)} bytes",
-                "bytes": len(encoded),
-            }
-            self._record(lease, index, Outcome(layout.OUT_DONE, _ENCODER.encode(note)))
-            return
-        self._record(lease, index, Outcome(layout.OUT_DONE, b""), encoded)
+                "job %s (%s) completed and its result was dropped: %s",
+                _id(lease, index), entry.name, note["message"],
+            )  # fmt: skip
+        self._record(lease, index, Outcome(layout.OUT_DONE, _ENCODER.encode(note) if note else b""), encoded)
 
     def _record(self, lease: hot.Lease, index: int, outcome: Outcome, result: bytes = b"") -> None:
         if lease.lost:
@@ -498,6 +484,18 @@ class _Escaped(Exception):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(type(cause).__name__)
         self.cause = cause
+
+
+def told_of_result(result: Any, bytes_max: int) -> tuple[bytes, dict[str, Any]]:
+    """A result as JSON; or b"" and a note that says why it is not kept."""
+    try:
+        encoded = _ENCODER.encode(result)
+    except Exception as e:  # msgspec calls into the objects' own code
+        return b"", {"reason": "result", "message": f"the result is not JSON: {e}"[:500]}
+    if len(encoded) > bytes_max:
+        size = len(encoded)
+        return b"", {"reason": "result_too_large", "message": f"{size} bytes", "bytes": size}
+    return encoded, {}
 
 
 def _said(error: BaseException) -> str:

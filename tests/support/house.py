@@ -35,6 +35,7 @@ RANKS: Mapping[str, int] = {
     "app": 5,
     "supervisor": 5,
     "bench": 6,
+    "testing": 6,
     "api": 6,
     "cli": 6,
 }
