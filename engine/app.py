@@ -14,14 +14,14 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from tqe import current, settings
 from tqe.client import AsyncClient, AsyncJobHandle, AsyncJobHandles, Client, JobHandle, JobHandles
 from tqe.errors import AppImportError, RegistrationError, SettingsError
-from tqe.registry import Registry, Task, TaskOptions, place_of, task_options
+from tqe.job import Options, Span
+from tqe.registry import DeclaredOptions, Registry, Task, TaskOptions, place_of, task_options
 from tqe.schedule import Schedule, Timetable, make, timetable
 from tqe.settings import Settings
 
@@ -29,7 +29,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Hook = TypeVar("Hook", bound=Callable[[], Any])
 AnyAppTask = TypeVar("AnyAppTask", bound="AppTask[..., Any]")
-Seconds = float | timedelta
 Progress = Callable[[int], None]
 
 _CRON_OPTIONS: Final = ("every", "tz", "missed", "jitter", "overlap", "slot_as")
@@ -113,7 +112,9 @@ class App:
     @overload
     def task(self, name: Callable[P, R]) -> AppTask[P, R]: ...
     @overload
-    def task(self, name: str | None = None, **options: Any) -> Callable[[Callable[P, R]], AppTask[P, R]]: ...
+    def task(
+        self, name: str | None = None, **options: Unpack[DeclaredOptions]
+    ) -> Callable[[Callable[P, R]], AppTask[P, R]]: ...
     def task(self, name: Any = None, **options: Any) -> Any:
         """Register a function: `@app.task("EMAIL", timeout=30, max_retries=5)`, or bare `@app.task`, which
         takes the function's name.
@@ -146,11 +147,11 @@ class App:
         expression: str | None = None,
         *,
         name: str | None = None,
-        every: Seconds | None = None,
+        every: Span | None = None,
         tz: str = "UTC",
         payload: Any = None,
         missed: str = "once",
-        jitter: Seconds = 0,
+        jitter: Span = 0,
         overlap: bool = True,
         slot_as: str | None = None,
         **options: Any,
@@ -163,10 +164,10 @@ class App:
         payload: Any = None,
         *,
         name: str | None = None,
-        every: Seconds | None = None,
+        every: Span | None = None,
         tz: str = "UTC",
         missed: str = "once",
-        jitter: Seconds = 0,
+        jitter: Span = 0,
         overlap: bool = True,
         slot_as: str | None = None,
         **options: Any,
@@ -295,7 +296,7 @@ class App:
 
     # -------------------------------------------------------------- submitting
 
-    def submit(self, type: str, payload: Any = None, **options: Any) -> JobHandle:
+    def submit(self, type: str, payload: Any = None, **options: Unpack[Options]) -> JobHandle:
         """Submit one job. Raises a SubmitError, RedisUnavailable or QueueFull if there is none.
 
         Options: priority, delay, run_at, timeout, max_retries, expires, idempotency_key, track.
@@ -309,13 +310,13 @@ class App:
         *,
         collect: bool = False,
         progress: Progress | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> JobHandles:
         """Submit `(type, payload)` or `(type, payload, options)` items in bulk; see Client.submit_many."""
         _warn_in_loop("app.asubmit_many")
         return self.client.submit_many(items, collect=collect, progress=progress, **options)
 
-    async def asubmit(self, type: str, payload: Any = None, **options: Any) -> AsyncJobHandle:
+    async def asubmit(self, type: str, payload: Any = None, **options: Unpack[Options]) -> AsyncJobHandle:
         """`submit` for async code."""
         return await self.async_client.submit(type, {} if payload is None else payload, **options)
 
@@ -325,7 +326,7 @@ class App:
         *,
         collect: bool = False,
         progress: Progress | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> AsyncJobHandles:
         """`submit_many` for async code."""
         return await self.async_client.submit_many(items, collect=collect, progress=progress, **options)
@@ -340,13 +341,13 @@ class AppTask(Task[P, R]):
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle:
         """Submit one job with these arguments. They are checked here, before anything is sent."""
-        return Submitter(self, {}).submit(*args, **kwargs)
+        return Submitter(self, Options()).submit(*args, **kwargs)
 
     delay = submit
 
     async def asubmit(self, *args: P.args, **kwargs: P.kwargs) -> AsyncJobHandle:
         """`submit` for async code."""
-        return await Submitter(self, {}).asubmit(*args, **kwargs)
+        return await Submitter(self, Options()).asubmit(*args, **kwargs)
 
     def submit_many(
         self,
@@ -354,7 +355,7 @@ class AppTask(Task[P, R]):
         *,
         collect: bool = False,
         progress: Progress | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> JobHandles:
         """Submit many jobs: payloads, or `(payload, options)` where some differ; options here count for
         all."""
@@ -367,14 +368,14 @@ class AppTask(Task[P, R]):
         *,
         collect: bool = False,
         progress: Progress | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> AsyncJobHandles:
         """`submit_many` for async code."""
         return await self.app.async_client.submit_alike(
             self, payloads, collect=collect, progress=progress, **options
         )
 
-    def with_options(self, **options: Any) -> Submitter[P]:
+    def with_options(self, **options: Unpack[Options]) -> Submitter[P]:
         """The task with options of a submission:
         `send_email.with_options(delay=5).submit(to="a@example.com")`."""
         return Submitter(self, options)
@@ -384,7 +385,7 @@ class Submitter(Generic[P]):
     """A task together with options of a submission. The options are apart from the arguments, so that a
     task may have parameters named like them."""
 
-    def __init__(self, task: AppTask[P, Any], options: dict[str, Any]) -> None:
+    def __init__(self, task: AppTask[P, Any], options: Options) -> None:
         self._task = task
         self._options = options
 
@@ -400,11 +401,27 @@ class Submitter(Generic[P]):
         payload = task.payload_of(args, kwargs)
         return await task.app.async_client.submit(task.name, payload, **self._options)
 
-    def submit_many(self, payloads: Iterable[Any], **more: Any) -> JobHandles:
-        return self._task.submit_many(payloads, **{**self._options, **more})
+    def submit_many(
+        self,
+        payloads: Iterable[Any],
+        *,
+        collect: bool = False,
+        progress: Progress | None = None,
+        **more: Unpack[Options],
+    ) -> JobHandles:
+        options: Options = {**self._options, **more}
+        return self._task.submit_many(payloads, collect=collect, progress=progress, **options)
 
-    async def asubmit_many(self, payloads: Iterable[Any], **more: Any) -> AsyncJobHandles:
-        return await self._task.asubmit_many(payloads, **{**self._options, **more})
+    async def asubmit_many(
+        self,
+        payloads: Iterable[Any],
+        *,
+        collect: bool = False,
+        progress: Progress | None = None,
+        **more: Unpack[Options],
+    ) -> AsyncJobHandles:
+        options: Options = {**self._options, **more}
+        return await self._task.asubmit_many(payloads, collect=collect, progress=progress, **options)
 
 
 # ------------------------------------------------------------------ importing an app

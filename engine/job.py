@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import msgspec
 
@@ -156,17 +156,24 @@ def is_type_name(text: str) -> bool:
 
 TIME_MS_MAX: Final = 10 * 365 * 86_400_000  # what lies ten years away is a mistake, such as a wrong unit
 RETRIES_MAX: Final = 1_000
-OPTION_NAMES: Final = (
-    "priority",
-    "lane",
-    "delay",
-    "run_at",
-    "timeout",
-    "max_retries",
-    "expires",
-    "idempotency_key",
-    "track",
-)
+Span = float | timedelta  # seconds
+
+
+class Options(TypedDict, total=False):
+    """Options of one submission, as callers give them by name; None is the same as not given."""
+
+    priority: str | None
+    lane: str | None  # another name of priority
+    delay: Span | None
+    run_at: datetime | float | None  # with a time zone, or seconds since 1970
+    timeout: Span | None
+    max_retries: int | None
+    expires: datetime | Span | None
+    idempotency_key: str | None
+    track: bool | None
+
+
+OPTION_NAMES: Final = tuple(Options.__annotations__)
 # How the same options are spelt in NDJSON lines and REST bodies.
 OUTWARD_NAMES: Final[Mapping[str, str]] = {
     "runAt": "run_at",

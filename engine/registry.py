@@ -4,16 +4,16 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar
+from typing import Any, Final, Generic, Literal, ParamSpec, TypedDict, TypeVar
 
 import msgspec
 
 from tqe.errors import ArgumentsError, RegistrationError
 from tqe.formats import PARAMETERS_MAX, TASKS_MAX
-from tqe.job import check_retries, is_type_name, seconds_to_ms, timeout_to_ms
+from tqe.job import Span, check_retries, is_type_name, seconds_to_ms, timeout_to_ms
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -221,19 +221,23 @@ class Registry:
 
 # ------------------------------------------------------------------ options of a task
 
-OPTION_NAMES: Final = (
-    "timeout",
-    "hard_after",
-    "max_retries",
-    "retry_on",
-    "no_retry_on",
-    "priority",
-    "lane",
-    "backoff",
-    "backoff_max",
-    "track",
-    "features",
-)
+class DeclaredOptions(TypedDict, total=False):
+    """What stands in `@app.task(...)`; None is the same as not given. Spans in seconds."""
+
+    timeout: Span | None
+    hard_after: Span | None
+    max_retries: int | None
+    retry_on: type[BaseException] | Collection[type[BaseException]] | None
+    no_retry_on: type[BaseException] | Collection[type[BaseException]] | None
+    priority: str | None
+    lane: str | None  # another name of priority
+    backoff: Span | None
+    backoff_max: Span | None
+    track: bool | None
+    features: Features | None
+
+
+OPTION_NAMES: Final = tuple(DeclaredOptions.__annotations__)
 
 
 def task_options(name: str, given: Mapping[str, Any]) -> TaskOptions:
