@@ -547,10 +547,9 @@ class _Claim:
         self.leave(index, RETRY, str(delay).encode(), frame, _error_field(error, attempts, header.crashes, 0))
 
     def leave(self, index: int, kind: bytes, argument: bytes, frame: bytes, body: bytes) -> None:
-        if kind != RETURNED and self.header.flags & codec.SCORED:
+        if kind != RETURNED and (self.header.boost_us or self.header.flags & codec.SCORED):
             # It enters its lane anew, later, as another attempt: what it was worth then says nothing.
-            flags = self.header.flags & ~codec.SCORED
-            frame = codec.rewrite(frame, boost_us=0, flags=flags)
+            frame = codec.rewrite(frame, boost_us=0, flags=codec.peek(frame).flags & ~codec.SCORED)
         self.item.parts.append(Part(kind, argument, frame, self.header.lane))
         if body and self.item.tracked:
             self.item.fields.append((index, body))

@@ -42,6 +42,7 @@ class Wire(asyncio.BufferedProtocol):
         self._none = object()
         self._reader = hiredis.Reader(notEnoughData=self._none)
         self._waiting: deque[tuple[asyncio.Future[Any], Call | None, int]] = deque()
+        self._known: set[str] = set()  # scripts that were sent in full
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self.closed = False
@@ -81,11 +82,16 @@ class Wire(asyncio.BufferedProtocol):
     # -- ours
 
     def call(self, calls: Sequence[Call], *, timeout_ms: int) -> list[asyncio.Future[Any]]:
-        """Send script calls in one write; one future a call, in order."""
+        """Send script calls in one write; one future a call, in order.
+
+        A connection's first call of a script carries its text: what is sent right before a long job must not
+        come back as unknown, since nobody reads that before the job has ended.
+        """
         packed: list[bytes] = []
         futures: list[asyncio.Future[Any]] = []
         for call in calls:
-            packed.append(_pack(call.evalsha()))
+            packed.append(_pack(call.evalsha() if call.script in self._known else call.eval()))
+            self._known.add(call.script)
             futures.append(self._expect(call, timeout_ms))
         self._write(b"".join(packed))
         return futures

@@ -258,8 +258,7 @@ class Fetcher:
         base = lease.base + kept.jobs
         lease.give_back(base)
         lease.pieces = laid_out(base, kept.pieces)
-        if kept.jobs:
-            hold.cut.append(lease)
+        hold.cut.append(lease)
         self._view.add("returned", lease.n - kept.jobs)
 
     def _audit(self, hlen: int) -> None:

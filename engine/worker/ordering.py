@@ -104,6 +104,7 @@ class _Lane:
     square_s: float = 0.0
     look_at_ns: int = 0  # until then FIFO
     pause_ns: int = LOOK_FIRST_NS
+    was_alike: bool = False  # when it was looked at last: then a few unlike jobs have to show that it changed
 
     def saw(self, predictions: Sequence[float | None]) -> None:
         for seconds in predictions:
@@ -114,7 +115,7 @@ class _Lane:
 
     @property
     def alike(self) -> bool:
-        if self.jobs < JUDGED_JOBS:
+        if self.jobs < JUDGED_JOBS and not self.was_alike:
             return False
         variance = self.square_s - self.mean_s**2
         return variance < (SPREAD_MIN * self.mean_s) ** 2
@@ -123,6 +124,7 @@ class _Lane:
         """Not worth it now: forget, look again later."""
         self.look_at_ns = now_ns + self.pause_ns
         self.pause_ns = min(2 * self.pause_ns, LOOK_MAX_NS)
+        self.was_alike = True
         self.jobs = self.mean_s = self.square_s = 0.0
 
 
@@ -232,7 +234,7 @@ class Ordering:
             if not self._score(window, lane):
                 return False
             if not lane.alike:
-                lane.pause_ns = LOOK_FIRST_NS
+                lane.pause_ns, lane.was_alike = LOOK_FIRST_NS, False
                 return True
             lane.leave(self.time.boottime_ns())
         self._set_bounds()

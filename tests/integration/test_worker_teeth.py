@@ -122,7 +122,7 @@ def says(kind: str) -> Match:
 
     def match(command: Command) -> bool:
         with contextlib.suppress(IndexError, ValueError):
-            return command.name == "EVALSHA" and kind in settle_kinds(command)
+            return command.name in ("EVALSHA", "EVAL") and kind in settle_kinds(command)
         return False
 
     return match

@@ -183,6 +183,54 @@ def test_a_merge_in_steps_is_the_merge_at_once(world: World, count: int, bound: 
     assert got == expected
 
 
+# --- lanes that are ordered
+
+
+def left(world: World, *lanes: str | tuple[str, int], **options: object) -> list[int]:
+    return world.fetch(lanes=lanes, **options)[4]  # type: ignore[arg-type,no-any-return]
+
+
+def test_the_lowest_key_that_is_left_is_told(world: World) -> None:
+    """The list's head counts as what it may be worth, whether it was popped and put back or never seen."""
+    world.takeover()
+    put(world, *(one(n, 10 * S + n) for n in range(4)))
+    put_sorted(world, {one(10, 9 * S): 9 * S, one(11, 9 * S): 9 * S + 1})
+    # From the list, since 6 s < 9 s: it has a window, the sorted part has the budget.
+    assert left(world, ("high", 4 * S), jobs=1, window=2) == [1, 6 * S + 2]
+    assert left(world, ("high", 4 * S), jobs=1, window=2) == [1, 9 * S + 1]
+    assert left(world, ("high", 4 * S), jobs=1) == []
+    assert world.depth() == {}
+
+
+def test_only_lanes_that_are_ordered_and_brought_something_tell_what_is_left(world: World) -> None:
+    world.takeover()
+    for lane in ("high", "low"):
+        put(world, *(one(n, S + n, lane=lane) for n in range(4)), lane=lane)
+    assert left(world, "high", ("low", 5), jobs=2) == []
+    assert left(world, "high", ("low", 5), jobs=4, window=3) == [2, S + 3 - 5]
+
+
+@pytest.mark.parametrize(("window", "taken"), [(3, 3), (4, 4), (100, 4)])
+def test_a_window_has_its_own_budget_and_leaves_that_of_scored_jobs(
+    world: World, window: int, taken: int
+) -> None:
+    listed = [one(n, 10 * S + n) for n in range(4)]
+    scored = [one(10 + n, 9 * S + n) for n in range(3)]
+    put(world, *listed)
+    put_sorted(world, {f: 9 * S + n for n, f in enumerate(scored)})
+    world.takeover()
+    got = world.fetched(lanes=(("high", 4 * S),), jobs=2, window=window)
+    assert got == listed[:taken] + (scored[:2] if taken == 4 else [])
+
+
+def test_a_large_first_frame_is_taken_beyond_the_window(world: World) -> None:
+    frame = one(1, S, n=50)
+    put(world, frame, one(2, S + 1))
+    world.takeover()
+    reply = world.fetch(lanes=(("high", 9),), jobs=1, window=10)
+    assert reply[4:] == [[1, S + 1 - 9], frame]
+
+
 def test_a_frame_whose_time_of_entry_is_damaged_is_not_held_back(world: World) -> None:
     bad = one(1)[:111] + b"................" + one(1)[127:]
     put(world, bad)

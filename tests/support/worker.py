@@ -33,6 +33,7 @@ from tqe.steward.steward import run_steward
 from tqe.store.keys import Keys
 from tqe.supervisor import lifecycle, process
 from tqe.telemetry import logs
+from tqe.worker.ordering import Predictor
 
 TERMINAL = ("completed", "cancelled", "expired", "dead")
 
@@ -157,6 +158,7 @@ class Rig:
     journal: Journal = field(init=False)
     keys: Keys = field(init=False)
     workers: list[WorkerProcess] = field(default_factory=list)
+    predictor: Predictor | None = None  # of the workers that are forked from now on
     ids: list[str] = field(default_factory=list)  # every job that was submitted by `submit` and `frame`
     _steward: threading.Thread | None = None
 
@@ -186,7 +188,14 @@ class Rig:
         log = self.folder / f"worker-{len(self.workers)}.log"
 
         def be_worker() -> int:
-            return lifecycle.work(self.app, self.settings, self.board, view, url or self.server.url)
+            return lifecycle.work(
+                self.app,
+                self.settings,
+                self.board,
+                view,
+                url or self.server.url,
+                predictor=self.predictor,
+            )
 
         with warnings.catch_warnings():
             # Newer Pythons warn of a fork beside threads (a proxy's loop): the child touches none of them.
