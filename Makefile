@@ -14,7 +14,8 @@ PYTEST_ARGS ?=
 PEERS_RESULT ?= bench/results/peers.json
 
 # The strict editable install links each file, so the list of files is part of what was installed.
-TREE := $(shell find engine ml lua -type f '(' -name '*.py' -o -name '*.pyi' -o -name '*.lua' -o -name py.typed ')' | sort)
+TREE := $(shell find engine ml lua -type f '(' -name '*.py' -o -name '*.pyi' -o -name '*.lua' -o -name py.typed \
+	-o -path '*/assets/*' ')' | sort)
 CYTHON := $(wildcard engine/*.pyx engine/*.pxi engine/*.pxd)
 
 .PHONY: install demo test bench bench-compare bench-counts bench-peers bench-ordering peers-table lint stub campaign image-check clean FORCE

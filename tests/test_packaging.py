@@ -46,7 +46,7 @@ def test_every_source_file_is_in_its_place(unpacked: Path) -> None:
         ("tqe" if folder == "engine" else f"tqe/{folder}") + "/" + str(path.relative_to(ROOT / folder))
         for folder in ("engine", "ml", "lua")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".pyi", ".lua") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".lua") or path.name == "py.typed" or path.parent.name == "assets"
     }
     packed = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
     assert expected - packed == set()

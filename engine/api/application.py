@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tqe import __version__
-from tqe.api import openapi
+from tqe.api import openapi, page
 from tqe.api.endpoints import ENDPOINTS, Endpoint
 from tqe.api.problems import Problem, of_error
 from tqe.api.service import Service
@@ -32,7 +32,7 @@ def build(service: Service) -> Starlette:
         return Response(described, media_type="application/json")
 
     routes = [_route(service, endpoint) for endpoint in ENDPOINTS]
-    routes.append(Route("/openapi.json", openapi_document))
+    routes += [Route("/openapi.json", openapi_document), *page.routes()]
     return Starlette(
         routes=routes,
         lifespan=service.running,

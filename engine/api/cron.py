@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tqe.api.bodies import answer
+from tqe.api.documents import cron_document
 from tqe.api.problems import not_found
 from tqe.api.service import Service
-from tqe.job import OUTWARD_NAMES
 from tqe.store import scheduling
 from tqe.store.scheduling import Row, View
-
-_OUTWARD = {snake: camel for camel, snake in OUTWARD_NAMES.items()}
-
 
 async def show(service: Service, request: Request) -> Response:
     """All schedules."""
     view = await _look(service)
     schedules = [cron_document(row, view.now_ms) for row in view.rows.values()]
     return answer({"schedules": schedules, "damaged": list(view.damaged)})
-
-
-def cron_document(row: Row, now_ms: int) -> dict[str, Any]:
-    """The fields of `tqe cron list --json`, as they are spelt on the wire."""
-    found = row.as_dict(now_ms)
-    found["slotAs"] = found.pop("slot_as")
-    found["lastJob"] = found.pop("last_job")
-    found["options"] = {_OUTWARD.get(name, name): value for name, value in found["options"].items()}
-    return found
 
 
 async def pause(service: Service, request: Request) -> Response:

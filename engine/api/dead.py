@@ -10,16 +10,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tqe.api.bodies import answer, job_name_of, object_of, wrong_query
+from tqe.api.documents import dead_document, groups_document
 from tqe.api.problems import Problem, not_found, outward
 from tqe.api.service import Service
 from tqe.api.shapes import Selection
 from tqe.job import split_job_id
 from tqe.store.producing import Replayed
-from tqe.store.reading import Cursor, DeadJob
+from tqe.store.reading import Cursor
 
-GROUPED_MAX: Final = 10_000  # of the newest dead jobs that are grouped
 IDS_MAX: Final = 10_000
-_TEXT_MAX: Final = 160
 
 
 async def show_all(service: Service, request: Request) -> Response:
@@ -50,32 +49,7 @@ def _cursor(text: str | None) -> Cursor | None:
 
 async def groups(service: Service, request: Request) -> Response:
     """The newest dead jobs by type, reason and error, the largest group first."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
-    seen, more = 0, False
-    async for job in service.client.dead_jobs():
-        if seen == GROUPED_MAX:
-            more = True
-            break
-        seen += 1
-        error = (job.error or "").strip().rpartition("\n")[2][:_TEXT_MAX]
-        key = job.type or "", job.reason or "", error
-        group = found.get(key)
-        if group is None:
-            newest = dead_document(job)
-            found[key] = {
-                "type": job.type,
-                "reason": job.reason,
-                "error": error,
-                "count": 1,
-                "newest": newest["diedAt"],
-                "sample": job.id,
-                "ids": [job.id],
-            }
-        else:
-            group["count"] += 1
-            group["ids"].append(job.id)
-    ordered = sorted(found.values(), key=lambda group: -int(group["count"]))
-    return answer({"groups": ordered, "jobs": seen, "more": more})
+    return answer(await groups_document(service.client))
 
 
 async def show(service: Service, request: Request) -> Response:
@@ -85,13 +59,6 @@ async def show(service: Service, request: Request) -> Response:
     if job is None:
         raise _not_dead(name)
     return answer(dead_document(job) | {"payload": job.payload})
-
-
-def dead_document(job: DeadJob) -> dict[str, Any]:
-    """An entry, as it is spelt on the wire."""
-    found = job.as_dict()
-    found["diedAt"] = found.pop("died_at")
-    return found
 
 
 async def replay_one(service: Service, request: Request) -> Response:

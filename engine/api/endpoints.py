@@ -9,7 +9,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tqe.api import batch, cron, dead, health, jobs, metrics, queues, shapes
+from tqe.api import batch, cron, dead, events, health, jobs, metrics, queues, shapes
 from tqe.api.service import Service
 from tqe.store.tokens import Scope
 
@@ -231,6 +231,16 @@ ENDPOINTS: Final = (
         summary="The queue's metrics for Prometheus",
         gives=str,
         media_type="text/plain",
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/v1/events",
+        handle=events.show,
+        scope="read",
+        summary="What the dashboard shows, once a second, as server-sent events",
+        gives=str,
+        media_type="text/event-stream",
+        fails=(503,),
     ),
     Endpoint(
         method="GET",

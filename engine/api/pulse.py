@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections import deque
+from typing import Any, Final
 
 from tqe import clock
 from tqe.client import AsyncClient
@@ -14,13 +15,33 @@ from tqe.telemetry import logs
 PERIOD_S: Final = 1.0
 ANSWER_S: Final = 5.0  # a look that takes longer has failed
 STALE_S: Final = 8.0  # what is older is not the state of the queue any more
+HISTORY: Final = 600  # looks that are kept: ten minutes, for who opens a chart
 _SHARE: Final = 0.3  # what the newest second counts in the mean rate
 
 _log = logs.get("api")
 
 
+class Bell:
+    """Wakes all who wait for the next ring."""
+
+    def __init__(self) -> None:
+        self._ring = asyncio.Event()
+
+    def ring(self) -> None:
+        """Now."""
+        rung, self._ring = self._ring, asyncio.Event()
+        rung.set()
+
+    async def heard(self) -> None:
+        """Wait for the next ring; one that is over does not count."""
+        await self._ring.wait()
+
+
 class Pulse:
-    """The last look: `status`, its age, and how many jobs a second end."""
+    """The last look: `status`, its age, how many jobs a second end; and the `history` of it.
+
+    A point of the history has `atMs`, what happened a second since the point before, and what waits by lane.
+    """
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -32,6 +53,8 @@ class Pulse:
         self.submitted_per_s = 0.0
         self.mean_s: float | None = None  # how long a job runs, once that could be seen
         self._running = 0.0
+        self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
+        self.looked = Bell()
 
     @property
     def age_s(self) -> float | None:
@@ -48,6 +71,7 @@ class Pulse:
         """Look once a second until cancelled."""
         while True:
             await self.look()
+            self.looked.ring()
             await asyncio.sleep(PERIOD_S)
 
     async def look(self) -> None:
@@ -79,6 +103,16 @@ class Pulse:
         if self._running > 0.01 and self.rate_per_s > 0.01:
             # Little's law: what runs on the average is the rate times the mean. No host need tell its own.
             self.mean_s = self._running / self.rate_per_s
+        self.history.append(
+            {
+                "atMs": clock.wall_ms(),
+                "submittedPerS": round(per_s("submitted"), 2),
+                "completedPerS": round(per_s("completed"), 2),
+                "failedPerS": round(per_s("failed"), 2),
+                "running": status.running,
+                "queued": {name: lane.queued for name, lane in status.lanes.items()},
+            }
+        )
 
     def predicted_wait_ms(self, lane: str) -> int | None:
         """How long a job that enters the lane now will wait, by what waits before it and how fast jobs end.

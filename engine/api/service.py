@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from starlette.applications import Starlette
 
+from tqe.api import views
 from tqe.api.guard import Guard
+from tqe.api.live import Live
 from tqe.api.pulse import Pulse
 from tqe.client import AsyncClient
 from tqe.registry import Registry
@@ -39,6 +41,7 @@ class Service:
         self.client: AsyncClient
         self.guard: Guard
         self.pulse: Pulse
+        self.live: Live
         self.closing: asyncio.Event
         self.registry = registry
         self.waits = 0  # long polls that go on
@@ -55,7 +58,8 @@ class Service:
             host=self.options.host,
             origins=self.settings.http_origins,
         )
-        looking = [asyncio.create_task(one.run()) for one in (self.pulse, self.guard)]
+        self.live = Live(self.pulse, views.parts(self.client, self.pulse))
+        looking = [asyncio.create_task(one.run()) for one in (self.pulse, self.guard, self.live)]
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Serving the REST API: `tqe serve`."""
+"""Serving the REST API and the dashboard: `tqe serve`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @where_options
 @click.pass_context
 def serve(ctx: click.Context, /, app: str | None, host: str, port: int, procs: int, **where: Any) -> None:
-    """Serve the REST API: submit jobs from any language, read and operate the queue.
+    """Serve the REST API and the dashboard: submit jobs from any language, watch and operate the queue.
 
     With APP (module:attribute, or the setting `app`) types and arguments are checked as that App has them;
     without, any job is taken. As long as there are no access tokens (`tqe token`) it serves loopback only.
@@ -98,6 +98,7 @@ def _introduce(options: ServeOptions, port: int, place: str, app: str | None, *,
     click.secho(f"tqe {__version__}", bold=True, err=True)
     rows = [
         ("  serving", at),
+        ("  dashboard", f"{at}/"),
         ("  app", app or "none given: any job is taken"),
         ("  redis", place),
         ("  access", access),
