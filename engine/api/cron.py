@@ -12,6 +12,7 @@ from tqe.api.service import Service
 from tqe.store import scheduling
 from tqe.store.scheduling import Row, View
 
+
 async def show(service: Service, request: Request) -> Response:
     """All schedules."""
     view = await _look(service)

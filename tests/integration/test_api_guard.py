@@ -8,6 +8,7 @@ import redis
 
 from tests.support.cli import Cli
 from tests.support.redis_server import RedisServer
+from tests.support.viewing import view
 from tests.support.waiting import wait_until
 from tests.support.web import ServeIt, Web
 from tqe.store import tokens
@@ -233,3 +234,17 @@ def test_nothing_is_shared_with_other_origins_unless_told(web: Web, cli: Cli, se
     assert "access-control-allow-credentials" not in told.headers
     told = other.post("/api/v1/jobs", {"type": "A"}, Origin="https://evil.example", **headers)
     assert told.status == 403 and "access-control-allow-origin" not in told.headers
+
+
+# ------------------------------------------------------------------ who looks
+
+
+def test_a_stream_wants_a_token_and_ends_when_that_is_revoked(cli: Cli, guarded: Web) -> None:
+    with view(guarded) as viewer:
+        assert viewer.head.startswith("HTTP/1.1 401 ")
+    header = made(cli, "wall", "read")
+    wait_until(lambda: guarded.get("/api/v1/queues", **header).status == 200)
+    with view(guarded, **header) as viewer:
+        viewer.event("queue")
+        cli("token", "revoke", "wall")
+        assert len(list(viewer.pieces())) < 100

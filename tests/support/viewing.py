@@ -56,7 +56,7 @@ def view(web: Web, **headers: str) -> Iterator[Viewer]:
     """Look, as long as the block lasts."""
     with socket.create_connection(("127.0.0.1", web.port), 30) as connection:
         lines = [f"{name.replace('_', '-')}: {value}" for name, value in (web.headers | headers).items()]
-        head = "\r\n".join([f"Host: 127.0.0.1:{web.port}", *lines])
+        head = "\r\n".join([f"Host: 127.0.0.1:{web.port}", "Connection: close", *lines])
         connection.sendall(f"GET /api/v1/events HTTP/1.1\r\n{head}\r\n\r\n".encode())
         viewer = Viewer(connection, "")
         found, _, viewer.rest = viewer._until(b"\r\n\r\n")
