@@ -202,6 +202,12 @@ def work(
     predictor: Predictor | None = None,
 ) -> int:
     """A worker's life with the tasks and hooks of an app."""
+
+    def start() -> None:
+        logs.begin_worker()
+        app.run_start_hooks()
+        logs.note_threads()
+
     return loop.run_worker(
         app.registry,
         settings,
@@ -209,7 +215,7 @@ def work(
         slot,
         redis_url,
         install_limit_signal=process.install_limit_signal,
-        on_start=app.run_start_hooks,
+        on_start=start,
         on_stop=app.run_stop_hooks,
         predictor=predictor,
     )
