@@ -18,7 +18,7 @@ TREE := $(shell find engine ml lua -type f '(' -name '*.py' -o -name '*.pyi' -o 
 	-o -path '*/assets/*' ')' | sort)
 CYTHON := $(wildcard engine/*.pyx engine/*.pxi engine/*.pxd)
 
-.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-ordering peers-table lint stub campaign image-check clean FORCE
+.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-ordering peers-table hostile lint stub campaign image-check clean FORCE
 
 install: $(VENV)/.built
 
@@ -68,6 +68,10 @@ peers-table: install
 # TRACES=FOLDER of *.csv.gz and schema.json; without it, made traces
 bench-ordering: install
 	$(BIN)/python -m bench.ordering.run $(if $(TRACES),--traces $(TRACES))
+
+# HOSTILE_ARGS="--requests 20000 --seed 2"
+hostile: install
+	$(BIN)/python -m tests.support.hostile $(HOSTILE_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -62,7 +62,8 @@ def _route(service: Service, endpoint: Endpoint) -> Route:
     async def serve(request: Request) -> Response:
         try:
             if scope is not None:
-                await service.guard.admit(request, scope, changes=changes)
+                token = await service.guard.admit(request, scope, changes=changes)
+                service.limits.ask(request, token)
             return await handle(service, request)
         except Problem as problem:
             return problem.response()

@@ -9,9 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tqe.api.bodies import BODY_BYTES_MAX, LINE_TYPES, check_type, pieces_of
+from tqe.api.jobs import lane_of
+from tqe.api.limits import CALLER
 from tqe.api.problems import Problem, body_too_large, of_error
 from tqe.api.service import Service
 from tqe.client import submission_from_json, submissions_from_lines
+from tqe.client.payloads import Submission
 from tqe.errors import PartialSubmit, SubmitError, TQEError
 
 LINES_MAX: Final = 10_000
@@ -27,7 +30,7 @@ async def submit_batch(service: Service, request: Request) -> Response:
     for us while we wait for it. It is bounded by the number of lines.
     """
     check_type(request, LINE_TYPES)
-    batch = Batch(service)
+    batch = Batch(service, request.scope[CALLER])
     rest = b""
     try:
         async for piece in pieces_of(request, limit_bytes=BYTES_MAX):
@@ -52,7 +55,9 @@ async def submit_batch(service: Service, request: Request) -> Response:
 class Batch:
     """One request's lines so far: `answers` are the lines to send."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, caller: str | None) -> None:
+        self._service = service
+        self._caller = caller
         self._client = service.client
         self._payload_max_bytes = service.settings.payload_max_bytes
         self._line = 0
@@ -93,6 +98,13 @@ class Batch:
                     answers[at] = _refused(numbers[at], e)
         else:
             submissions, places = found, list(range(len(lines)))
+        if self._service.limits.active:
+            refusals = {at: self._refusal(one) for one, at in zip(submissions, places, strict=True)}
+            submissions = [one for one, at in zip(submissions, places, strict=True) if refusals[at] is None]
+            places = [at for at in places if refusals[at] is None]
+            for at, problem in refusals.items():
+                if problem is not None:
+                    answers[at] = {"line": numbers[at], "error": problem.document()}
         # Without options of their own the items are pairs: those of one type are packed all at once.
         items = [one if one[2] else one[:2] for one in submissions]
         try:
@@ -116,6 +128,16 @@ class Batch:
             else:
                 answers[at] = _refused(numbers[at], error)
         self._add(answers)
+
+    def _refusal(self, submission: Submission) -> Problem | None:
+        """Why a sound line may not go in now."""
+        problem = self._service.limits.turn(self._caller)
+        if problem is not None:
+            return problem
+        try:
+            return self._service.limits.enter(lane_of(self._service, submission[0], submission[2]))
+        except SubmitError:
+            return None  # it is refused for that, with all that is said of it
 
     def _add(self, answers: list[Any]) -> None:
         self.answers += _encode_line(answers)

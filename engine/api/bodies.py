@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -36,7 +37,7 @@ async def body_of(request: Request, *, limit_bytes: int = BODY_BYTES_MAX) -> byt
 async def object_of(request: Request) -> dict[str, Any]:
     """The body as a JSON object; {} if there is no body."""
     raw = await body_of(request)
-    return parse_json(raw, payload_max_bytes=BODY_BYTES_MAX) if raw.strip() else {}
+    return parse_json(raw, payload_max_bytes=BODY_BYTES_MAX, what="body") if raw.strip() else {}
 
 
 async def pieces_of(request: Request, *, limit_bytes: int) -> AsyncIterator[bytes]:
@@ -88,11 +89,19 @@ def query_number(request: Request, name: str, default: float, *, least: float, m
     if text is None:
         return default
     try:
-        value = float(text)
+        value = finite(text)
     except ValueError:
-        value = float("nan")
+        value = least - 1
     if not least <= value <= most:
         raise wrong_query(name, f"takes a number from {least:g} to {most:g}")
+    return value
+
+
+def finite(text: str) -> float:
+    """The number that a text says; ValueError for none, and for NaN and infinities."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
     return value
 
 

@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tqe.api.bodies import answer, job_name_of, object_of, wrong_query
+from tqe.api.bodies import answer, finite, job_name_of, object_of, wrong_query
 from tqe.api.documents import dead_document, groups_document
 from tqe.api.problems import Problem, not_found, outward
 from tqe.api.service import Service
@@ -42,7 +42,7 @@ def _cursor(text: str | None) -> Cursor | None:
     died_ms, _, name = text.partition("/")
     try:
         split_job_id(name)
-        return Cursor(float(died_ms), name.encode())
+        return Cursor(finite(died_ms), name.encode())
     except ValueError as e:
         raise wrong_query("cursor", "is no cursor of an earlier page") from e
 

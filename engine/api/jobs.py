@@ -29,13 +29,17 @@ async def submit(service: Service, request: Request) -> Response:
     """202 for a job that was created, 200 for one that holds the idempotency key already."""
     raw = await body_of(request)
     limit = service.settings.payload_max_bytes
-    type_name, payload, options = submission_from_json(raw, payload_max_bytes=limit)
+    type_name, payload, options = submission_from_json(raw, payload_max_bytes=limit, what="body")
+    if service.limits.active:
+        refusal = service.limits.enter(lane_of(service, type_name, options))
+        if refusal is not None:
+            raise refusal
     job = await service.client.submit(type_name, payload, **options)
     if not job.created:
         status = (await service.client.job(job.id)).status
         return answer({"id": job.id, "status": status, "created": False, "predictedWaitMs": None})
     due_ms = _due_ms(options)
-    wait_ms = service.pulse.predicted_wait_ms(_lane(service, type_name, options))
+    wait_ms = service.pulse.predicted_wait_ms(lane_of(service, type_name, options))
     return answer(
         {
             "id": job.id,
@@ -47,7 +51,8 @@ async def submit(service: Service, request: Request) -> Response:
     )
 
 
-def _lane(service: Service, type_name: str, options: dict[str, Any]) -> str:
+def lane_of(service: Service, type_name: str, options: dict[str, Any]) -> str:
+    """The lane that a submission enters. Raises what refuses its options."""
     task = service.registry.get(type_name) if service.registry else None
     if task is not None and task.lane and not ("priority" in options or "lane" in options):
         return task.lane

@@ -48,7 +48,7 @@ def _operation(endpoint: Endpoint, schema_of: dict[int, Any], problem: Any) -> d
     answers: dict[str, Any] = {str(endpoint.status): {"description": endpoint.summary, "content": good}}
     for status, text in endpoint.more.items():
         answers[str(status)] = {"description": text, "content": good}
-    for status in (*endpoint.fails, *((401, 403, 421, 503) if endpoint.scope else ())):
+    for status in (*endpoint.fails, *((401, 403, 421, 429, 503) if endpoint.scope else ())):
         answers[str(status)] = {"description": "A problem", "content": {MEDIA_TYPE: {"schema": problem}}}
     found: dict[str, Any] = {
         "summary": endpoint.summary,

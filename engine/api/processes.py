@@ -165,6 +165,7 @@ class _Life:
             loop="none",
             lifespan="on",
             log_config=None,
+            log_level="error",  # what clients do wrong is told to them; whoever wants could fill the log
             access_log=False,
             server_header=False,
             proxy_headers=False,

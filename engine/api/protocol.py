@@ -32,6 +32,8 @@ class GuardedProtocol(httptools_impl.HttpToolsProtocol):
         self._since: float | None = None  # when what we wait for now was begun, None: for nothing
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: Problem | None = None
+        # The request that is being answered. `cycle` is the one that was read last, maybe many behind it.
+        self._answered: httptools_impl.RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -42,7 +44,21 @@ class GuardedProtocol(httptools_impl.HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._give_up()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: httptools_impl.RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _give_up(self) -> None:
+        """Nobody hears an answer any more: not to what is under way, nor to what waits behind it. uvicorn
+        tells the last request only, and the others would write to a closed connection, which raises."""
+        for cycle in (self._answered, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
@@ -113,12 +129,12 @@ class GuardedProtocol(httptools_impl.HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer, unless an answer has begun, and close."""
         self._refusal = problem
-        cycle: httptools_impl.RequestResponseCycle | None = self.cycle  # None before the first request
+        if self.transport.is_closing():
+            return
+        cycle = self._answered
         if cycle is None or cycle.response_complete or not cycle.response_started:
             self.transport.write(_answer(problem))
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
+        self._give_up()
         self.transport.close()
 
 

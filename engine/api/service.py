@@ -1,4 +1,4 @@
-"""Owns what the routes of one server process share: settings, client, guard, pulse, the word to stop."""
+"""Owns what the routes of one server process share: client, guard, limits, pulse, the word to stop."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from tqe.api import views
 from tqe.api.guard import Guard
+from tqe.api.limits import Limits
 from tqe.api.live import Live
 from tqe.api.pulse import Pulse
 from tqe.client import AsyncClient
@@ -40,6 +41,7 @@ class Service:
         self.options = options
         self.client: AsyncClient
         self.guard: Guard
+        self.limits: Limits
         self.pulse: Pulse
         self.live: Live
         self.closing: asyncio.Event
@@ -58,6 +60,7 @@ class Service:
             host=self.options.host,
             origins=self.settings.http_origins,
         )
+        self.limits = Limits(self.settings, self.pulse)
         self.live = Live(self.pulse, views.parts(self.client, self.pulse))
         looking = [asyncio.create_task(one.run()) for one in (self.pulse, self.guard, self.live)]
         try:

@@ -84,11 +84,11 @@ class PayloadEncoder:
         return codec_payload.compress(raw, zstd_threshold_bytes=self.zstd_threshold_bytes)
 
 
-def submission_from_json(line: str | bytes, *, payload_max_bytes: int) -> Submission:
+def submission_from_json(text: str | bytes, *, payload_max_bytes: int, what: str = "line") -> Submission:
     """(type, payload, options) of an NDJSON line or a REST body: `{"type", "payload", "priority", "delay",
-    …}`."""
+    …}`. `what` it is called where it cannot be read."""
     # The limit counts for the payload; the rest of the line is short, and what is longer is refused later.
-    body = codec_payload.parse_json(line, payload_max_bytes=2 * payload_max_bytes)
+    body = codec_payload.parse_json(text, payload_max_bytes=2 * payload_max_bytes, what=what)
     return _submission(body, payload_max_bytes)
 
 

@@ -23,6 +23,7 @@ PAYLOAD_MAX_BYTES: Final = 1024 * 1024
 ZSTD_THRESHOLD_BYTES: Final = 1024
 DEPTH_MAX: Final = 64  # levels of objects and arrays; a worker's decoder must never run out of stack
 
+_TOO_DEEP: Final = f"this JSON is nested deeper than {DEPTH_MAX} levels, which is the most"
 _INT_MIN: Final = -(2**63)
 _INT_MAX: Final = 2**64 - 1
 _ZSTD_LEVEL: Final = 3
@@ -65,29 +66,32 @@ def encode_lines(
     return (lines, longest) if longest <= payload_max_bytes else None
 
 
-def decode(encoded: bytes) -> dict[str, Any]:
-    """The payload that encode() wrote. Raises InvalidPayload when it is no JSON object."""
+def decode(encoded: bytes, *, what: str = "payload") -> dict[str, Any]:
+    """The payload that encode() wrote. Raises InvalidPayload when it is no JSON object; `what` it is called
+    then."""
     try:
         return _decode(encoded)
     except RecursionError as e:
-        raise InvalidPayload(f"the payload is nested deeper than {DEPTH_MAX} levels") from e
+        raise InvalidPayload(_TOO_DEEP) from e
     except msgspec.ValidationError as e:
         if encoded.lstrip()[:1] == b"{":  # a number that no double holds, or endless digits
-            raise InvalidPayload(f"the payload holds a value that cannot be read: {e}") from e
-        raise InvalidPayload("a payload is a JSON object") from e
+            raise InvalidPayload(f"the {what} holds a value that cannot be read: {e}") from e
+        raise InvalidPayload(f"the {what} is no JSON object") from e
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise InvalidPayload(f"the payload is not JSON: {e}") from e
+        raise InvalidPayload(f"the {what} is not JSON: {e}") from e
 
 
-def parse_json(text: bytes | str, *, payload_max_bytes: int = PAYLOAD_MAX_BYTES) -> dict[str, Any]:
+def parse_json(
+    text: bytes | str, *, payload_max_bytes: int = PAYLOAD_MAX_BYTES, what: str = "payload"
+) -> dict[str, Any]:
     """The payload that someone wrote as JSON. Refuses also keys that occur twice, which decoders let pass."""
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(raw) > payload_max_bytes:
         raise PayloadTooLarge(len(raw), payload_max_bytes)
-    payload = decode(raw)
+    payload = decode(raw, what=what)
     # Every member has one colon outside of strings, so a key that was dropped leaves one too many.
     if _check(payload, ()) != _STRING.sub(b"", raw).count(b":"):
-        raise InvalidPayload("a key occurs twice in one object of the payload: remove one")
+        raise InvalidPayload(f"a key occurs twice in one object of the {what}: remove one")
     return payload
 
 
@@ -147,7 +151,7 @@ def _plain(payload: Any) -> dict[str, Any]:
         value = msgspec.to_builtins(payload)
         _encode(value)
     except RecursionError as e:
-        raise InvalidPayload(f"the payload is nested deeper than {DEPTH_MAX} levels") from e
+        raise InvalidPayload(_TOO_DEEP) from e
     except UnicodeEncodeError:
         pass  # encode() says so
     except (TypeError, ValueError, OverflowError) as e:
@@ -171,7 +175,7 @@ def _check(value: Any, path: tuple[str, ...]) -> int:
             raise InvalidPayload(f"{_place(path)} is {value}, which JSON has not: send null or a text")
         return 0
     if len(path) >= DEPTH_MAX:
-        raise InvalidPayload(f"the payload is nested deeper than {DEPTH_MAX} levels")
+        raise InvalidPayload(_TOO_DEEP)
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):

@@ -118,7 +118,7 @@ def test_pages_of_dead_jobs(web: Web, redis_client: redis.Redis) -> None:
     second = web.get(f"/api/v1/dlq?cursor={first['cursor']}").json
     assert len({job["id"] for job in first["jobs"] + second["jobs"]}) == 501
     assert second["cursor"] is None
-    for wrong in ("x", "1/x", "x/01ARZ3NDEKTSV4RRFFQ69G5F00.0"):
+    for wrong in ("x", "1/x", "x/01ARZ3NDEKTSV4RRFFQ69G5F00.0", "nan/01ARZ3NDEKTSV4RRFFQ69G5F00.0"):
         web.get(f"/api/v1/dlq?cursor={wrong}").problem(400, "invalid-query")
 
 

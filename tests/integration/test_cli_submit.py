@@ -218,7 +218,7 @@ def test_people_read_the_same(cli: Cli) -> None:
     result = cli("submit", "--file", "-", stdin=lines({"type": "A"}, *["x"] * 30))
     assert result.exit_code == 1
     assert result.stdout == "1 created, 0 duplicate, 30 rejected\n"
-    assert result.stderr.splitlines()[0].startswith("line 2: the payload is not JSON")
+    assert result.stderr.splitlines()[0].startswith("line 2: the line is not JSON")
     assert result.stderr.splitlines()[-1] == "… and 10 more bad lines"
 
 
