@@ -33,9 +33,14 @@ LookUp = Callable[[Any], CurrentJob | None]
 _look_up: LookUp | None = None
 
 
+def job_or_none() -> CurrentJob | None:
+    """The job that this code runs in, if there is one."""
+    return None if _look_up is None else _look_up(IN_CONTEXT.get())
+
+
 def current_job() -> CurrentJob:
     """The job that this code runs in. RuntimeError outside of a worker's job."""
-    job = None if _look_up is None else _look_up(IN_CONTEXT.get())
+    job = job_or_none()
     if job is None:
         raise RuntimeError(
             "current_job() was called outside of a job: only a task that a worker runs has one"

@@ -8,7 +8,7 @@ from typing import Final
 # The three versions. They stand nowhere else.
 FRAME: Final = "1"  # first byte of meaning in a frame's header; a newer one is parked, never executed
 SCRIPTS: Final = 1  # what the Lua scripts expect in KEYS and ARGV, and what they answer
-BOARD: Final = 2  # layout of the shared memory between supervisor, workers and steward
+BOARD: Final = 3  # layout of the shared memory between supervisor, workers and steward
 
 # Ids: `<frame id>.<index>`; a frame id is time, randomness, shard, in Crockford's base 32.
 ID_TIME_CHARS: Final = 10

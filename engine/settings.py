@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from tqe import cpus
 from tqe.errors import SettingsError
 from tqe.formats import LANE_NAME_CHARS_MAX, LANES_MAX, RESULT_BYTES_CEILING
 
@@ -78,9 +79,21 @@ class Settings:
     default_lane: Annotated[str, _says("one of lanes, used by submissions that name no priority")] = "normal"
 
     # Processes
-    procs: Annotated[int, _int(1, 1024, "the number of worker processes")] = field(
-        default_factory=lambda: len(os.sched_getaffinity(0))
-    )
+    procs: Annotated[
+        int,
+        _int(
+            1,
+            1024,
+            "the number of worker processes; or auto: the CPUs that we may use, by affinity and quota",
+        ),
+    ] = field(default_factory=cpus.usable)
+    autoscale: Annotated[
+        tuple[int, int] | None,
+        _says("MIN,MAX, the fewest and the most worker processes, 1 to 1024; MAX may be auto, and is procs"),
+    ] = None
+    drain_target_ms: Annotated[
+        int, _int(100, _DAY_MS, "with autoscale, ms in which the workers are to finish what waits")
+    ] = 30_000
     concurrency: Annotated[int, _int(1, 100_000, "async jobs that one worker runs at once")] = 100
     pin: Annotated[bool, _says("true or false: whether each worker is pinned to a CPU")] = True
     preload: Annotated[bool, _says("true or false: whether the app is imported before the fork")] = True
@@ -187,25 +200,32 @@ def load(
     """
     env = os.environ if env is None else env
     values: dict[str, Any] = {"data_dir": _default_data_dir(env)}
+    ranks: dict[str, int] = {}  # which of the four said it
 
-    def take(name: str, value: object, source: str, *, text: bool) -> None:
+    def take(name: str, value: object, source: str, rank: int) -> None:
         if name not in _NAMES:
             raise SettingsError(f"{source} sets {name}, which is not a setting{_nearest(name, _NAMES)}")
-        values[name] = _convert(name, value, source, text=text)
+        values[name] = _convert(name, value, source, text=rank > 1)
+        ranks[name] = rank
 
     for name, value in (code or {}).items():
-        take(name, value, "code", text=False)
+        take(name, value, "code", 0)
     path = _find_toml(toml_path)
     if path is not None:
         for name, value in _read_toml(path).items():
-            take(name, value, str(path), text=False)
+            take(name, value, str(path), 1)
     for variable, value in sorted(env.items()):
         # An empty variable counts as not set: that is what `VAR=${OTHER:-}` in deployment files means.
         if variable.startswith(PREFIX) and variable not in RESERVED and value != "":
-            take(_of_variable(variable), value, f"the environment ({variable})", text=True)
+            take(_of_variable(variable), value, f"the environment ({variable})", 2)
     for name, value in (cli or {}).items():
         if value is not None:
-            take(name, value, "the command line", text=True)
+            take(name, value, "the command line", 3)
+    if values.get("autoscale"):
+        if ranks.get("procs", 0) > ranks["autoscale"]:
+            del values["autoscale"]  # a fixed number, said later
+        else:
+            values["procs"] = values["autoscale"][1]
     return Settings(**values)
 
 
@@ -306,8 +326,12 @@ def _as_declared(name: str, value: object, *, text: bool) -> object:
         if not isinstance(value, str | os.PathLike):
             raise TypeError("not a path")
         return Path(value).expanduser()
-    if name in ("lanes", "http_origins") and isinstance(value, str) and text:
+    if name in ("lanes", "http_origins", "autoscale") and isinstance(value, str) and text:
         value = [part.strip() for part in value.split(",")]
+    if name == "autoscale" and isinstance(value, list) and value[-1:] == ["auto"]:
+        value = [*value[:-1], str(cpus.usable()) if text else cpus.usable()]
+    if name == "procs" and value == "auto":
+        value = cpus.usable()
     return msgspec.convert(value, _type(name), strict=not text)
 
 
@@ -326,6 +350,7 @@ _CHECKS: Final[dict[str, Callable[[Any], object]]] = {
     "app": _APP.fullmatch,
     "namespace": _NAMESPACE.fullmatch,
     "lanes": _lanes_fit,
+    "autoscale": lambda bounds: 1 <= bounds[0] <= bounds[1] <= 1024,
     "metrics_host": _HOST.fullmatch,
     "http_origins": lambda origins: all(_ORIGIN.fullmatch(origin) for origin in origins),
 }
@@ -347,6 +372,8 @@ def _contradictions(s: Settings) -> list[str]:
         wrong.append(
             f"default_lane = {s.default_lane!r}: it takes one of lanes, which are {', '.join(s.lanes)}"
         )
+    if s.autoscale and s.procs != s.autoscale[1]:
+        wrong.append(f"procs = {s.procs}: with autoscale it is the most workers, which are {s.autoscale[1]}")
     if s.backoff_cap_ms < s.backoff_base_ms:
         wrong.append(
             f"backoff_cap_ms = {s.backoff_cap_ms}: it may not be below backoff_base_ms,"

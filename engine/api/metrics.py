@@ -13,7 +13,7 @@ from tqe import clock
 from tqe.api.service import Service
 from tqe.errors import TQEError
 from tqe.steward.exporter import queue_sample
-from tqe.store import housekeeping, reading
+from tqe.store import backlog, housekeeping, reading
 from tqe.telemetry import metrics
 
 _ANSWER_S: Final = 2.0  # scrapers wait for ten seconds at most, by default
@@ -35,7 +35,8 @@ async def _sample(service: Service) -> metrics.QueueSample | None:
     try:
         question = service.client.run(reading.ask(*housekeeping.totals_commands(keys, lanes)))
         totals = housekeeping.read_totals(await asyncio.wait_for(question, _ANSWER_S), lanes)
+        latency_s = (clock.monotonic_ns() - asked_ns) / 1e9
+        work = await asyncio.wait_for(service.client.run(backlog.look(keys, lanes)), _ANSWER_S)
     except (TQEError, TimeoutError):
         return None
-    latency_s = (clock.monotonic_ns() - asked_ns) / 1e9
-    return queue_sample(totals, latency_s=latency_s, mean_s=service.pulse.mean_s)
+    return queue_sample(totals, latency_s=latency_s, backlog=work)

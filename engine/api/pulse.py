@@ -51,8 +51,6 @@ class Pulse:
         self.error = "Redis has not been asked yet"
         self.rate_per_s = 0.0
         self.submitted_per_s = 0.0
-        self.mean_s: float | None = None  # how long a job runs, once that could be seen
-        self._running = 0.0
         self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
         self.looked = Bell()
 
@@ -99,10 +97,6 @@ class Pulse:
 
         self.rate_per_s += _SHARE * (per_s("completed", "dead", "cancelled") - self.rate_per_s)
         self.submitted_per_s += _SHARE * (per_s("submitted") - self.submitted_per_s)
-        self._running += _SHARE * (status.running - self._running)
-        if self._running > 0.01 and self.rate_per_s > 0.01:
-            # Little's law: what runs on the average is the rate times the mean. No host need tell its own.
-            self.mean_s = self._running / self.rate_per_s
         self.history.append(
             {
                 "atMs": clock.wall_ms(),

@@ -9,7 +9,7 @@ from tqe.api.bodies import answer
 from tqe.api.documents import queues_document, worker_document
 from tqe.api.problems import not_found
 from tqe.api.service import Service
-from tqe.store import reading
+from tqe.store import backlog, reading
 
 
 async def show(service: Service, request: Request) -> Response:
@@ -17,7 +17,11 @@ async def show(service: Service, request: Request) -> Response:
     status = await service.client.status()
     lanes = list(status.lanes)
     oldest = await service.client.run(reading.oldest_waiting(service.client.core.keys, lanes))
-    return answer(queues_document(service.pulse, status, oldest))
+    work = await service.client.run(backlog.look(service.client.core.keys, lanes))
+    document = queues_document(service.pulse, status, oldest)
+    for lane in document["queues"]:
+        lane["predictedBacklogMs"] = round(work.lanes[lane["name"]].seconds * 1000)
+    return answer(document | {"predictedBacklogMs": round(work.seconds * 1000)})
 
 
 async def pause(service: Service, request: Request) -> Response:

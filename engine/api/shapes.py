@@ -80,6 +80,7 @@ class Lane(Struct, rename="camel"):
     paused: bool
     oldest_age_ms: int | None
     predicted_wait_ms: int | None
+    predicted_backlog_ms: Annotated[int, Meta(description="How long one worker would be busy with it.")]
 
 
 class Queues(Struct, rename="camel"):
@@ -94,6 +95,7 @@ class Queues(Struct, rename="camel"):
     submitted_per_s: float
     ended_per_s: float
     totals: dict[str, int]
+    predicted_backlog_ms: Annotated[int, Meta(description="The same of all lanes that are not paused.")]
 
 
 class LanePaused(Struct, rename="camel"):

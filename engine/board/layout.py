@@ -31,6 +31,7 @@ H_BURST_DONE: Final = 72
 # folder, vetted by the canary. A worker that sees another number than its own reads the modes and reloads.
 H_MODEL: Final = 80
 H_RETIRING: Final = 88  # odd while the supervisor moves a life's counters from its slot to the retired ones
+H_WANTED: Final = 96  # with autoscale, the number of workers that the steward has decided on, else 0
 H_COUNTERS: Final = 128  # HOST_COUNTERS words
 H_RECOVERY: Final = 1024  # 32 bytes a slot: the recovery id that the steward uses for this slot's leases
 
@@ -54,6 +55,8 @@ HOST_COUNTERS: Final = (
     "snapshots_dropped",
     "cron_submitted",
     "cron_skipped",
+    "scaled_up",
+    "scaled_down",
 )
 
 SLOTS_MAX: Final = (HEADER_BYTES - H_RECOVERY) // RECOVERY_BYTES

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import click
 from rich.text import Text
 
-from tqe import __version__, clock, codec
+from tqe import __version__, clock, codec, cpus
 from tqe.cli.options import json_option, with_settings
 from tqe.cli.output import count, duration, emit, number, show, shown, table
 from tqe.cli.server import Meeting
@@ -103,19 +103,10 @@ def of_build() -> Iterator[Check]:
 
 def of_machine() -> Iterator[Check]:
     """CPUs and limits of this process, which those of workers started from the same place share."""
-    from tqe.supervisor.affinity import cpu_quota
-
-    allowed, present, quota = len(os.sched_getaffinity(0)), os.cpu_count() or 1, cpu_quota()
+    allowed, present, quota = len(cpus.allowed()), os.cpu_count() or 1, cpus.quota()
     text = f"{allowed} of {present} CPUs may be used" if allowed < present else f"{present} CPUs"
     if quota:
         yield Check("cpus", "note", f"{text}, with a quota of {quota:g} CPUs: workers are not pinned")
-        if quota < allowed:
-            yield Check(
-                "cpus",
-                "note",
-                f"as many workers as CPUs ({allowed}, the default) would be throttled",
-                f"run with --procs {max(1, int(quota))}",
-            )
     else:
         yield Check("cpus", "ok", text)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

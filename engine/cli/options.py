@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -54,9 +54,24 @@ def with_settings(function: Callable[Concatenate[Settings, P], R]) -> Callable[.
     return command
 
 
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic in the stubs of some versions only
+    """A duration as people write it: 30, 0.5, 30s, 500ms, 5m, 1h. The value is in seconds."""
+
+    name = "seconds"
+    _units: Mapping[str, float] = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Refuses what is no duration."""
+        if isinstance(value, int | float):
+            return float(value)
+        found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)(ms|s|m|h|)", value.strip())
+        if found is None:
+            self.fail(
+                f"{value!r} is no duration: it takes seconds, or a number with ms, s, m or h", param, ctx
+            )
+        return float(found[1]) * self._units[found[2]]
+
+
 def seconds_as_ms(given: Mapping[str, float | None]) -> dict[str, int | None]:
     """Durations of the command line, which are seconds, as the settings' milliseconds."""
-    for value in given.values():
-        if value is not None and not math.isfinite(value):
-            raise click.UsageError(f"{value} is no number of seconds")
     return {name: None if value is None else round(value * 1000) for name, value in given.items()}

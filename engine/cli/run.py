@@ -13,7 +13,7 @@ from tqe import __version__, clock
 from tqe import app as app_module
 from tqe import settings as settings_module
 from tqe.app import App
-from tqe.cli.options import seconds_as_ms, where_options
+from tqe.cli.options import Seconds, seconds_as_ms, where_options
 from tqe.cli.output import count, facts, show
 from tqe.cli.server import Meeting, Met
 from tqe.schedule import Timetable
@@ -25,12 +25,29 @@ TASKS_SHOWN: Final = 8
 
 @click.command()
 @click.argument("app", metavar="[APP]", required=False)
-@click.option("--procs", metavar="N", help="Worker processes.  [default: the CPUs that we may use]")
+@click.option(
+    "--procs",
+    metavar="N",
+    help="Worker processes, or auto: the CPUs that we may use, by affinity and quota.  [default: auto]",
+)
+@click.option(
+    "--autoscale",
+    metavar="MIN,MAX",
+    help="As many workers, from MIN to MAX (which may be auto), as the work that waits needs.",
+)
+@click.option(
+    "--drain-target",
+    type=Seconds(),
+    metavar="SECONDS",
+    help="With --autoscale: in which time what waits is to be finished.  [default: 30s]",
+)
 @click.option("--lanes", metavar="A,B,C", help="Lanes, highest rank first.  [default: high,normal,low]")
 @click.option("--concurrency", metavar="N", help="Async jobs that a worker runs at once.  [default: 100]")
-@click.option("--lease", type=float, metavar="SECONDS", help="When an unrenewed lease ends.  [default: 15]")
 @click.option(
-    "--grace", type=float, metavar="SECONDS", help="What running jobs get at a stop.  [default: 30]"
+    "--lease", type=Seconds(), metavar="SECONDS", help="When an unrenewed lease ends.  [default: 15]"
+)
+@click.option(
+    "--grace", type=Seconds(), metavar="SECONDS", help="What running jobs get at a stop.  [default: 30]"
 )
 @click.option("--burst", is_flag=True, default=None, help="Stop when no job is left.")
 @click.option("--pin/--no-pin", default=None, help="Whether to give each worker a CPU.  [default: pin]")
@@ -44,7 +61,13 @@ TASKS_SHOWN: Final = 8
 @where_options
 @click.pass_context
 def run(
-    ctx: click.Context, /, app: str | None, lease: float | None, grace: float | None, **given: Any
+    ctx: click.Context,
+    /,
+    app: str | None,
+    lease: float | None,
+    grace: float | None,
+    drain_target: float | None,
+    **given: Any,
 ) -> None:
     """Run workers for APP, given as module:attribute.
 
@@ -57,10 +80,16 @@ def run(
     Examples:
       tqe run tasks:app --procs 8
       tqe run tasks:app --redis redis://10.0.0.5:6379/0 --lanes high,normal
+      tqe run tasks:app --autoscale 1,8 --drain-target 30s
       tqe run tasks:app --burst                        run what is there, then stop
       tqe run tasks:app --metrics-port 9100
     """
-    command_line = {"app": app, **seconds_as_ms({"lease_ms": lease, "grace_ms": grace}), **given}
+    if given["procs"] is not None and given["autoscale"] is not None:
+        raise click.UsageError(
+            "--procs is a fixed number of workers, --autoscale a changing one: give one of them"
+        )
+    times = {"lease_ms": lease, "grace_ms": grace, "drain_target_ms": drain_target}
+    command_line = {"app": app, **seconds_as_ms(times), **given}
     first = settings_module.load(cli=command_line)
     if first.app is None:
         raise click.UsageError("give the APP to run as module:attribute, for example: tqe run tasks:app")
@@ -197,4 +226,8 @@ def _schedules(timetable: Timetable, settings: Settings) -> str | None:
 
 def _workers(settings: Settings, pinning: str) -> str:
     until = ", until no job is left" if settings.burst else ""
-    return f"{settings.procs} processes{until}; {pinning}"
+    procs = str(settings.procs)
+    if settings.autoscale is not None:
+        target_s = settings.drain_target_ms / 1000
+        procs = f"{settings.autoscale[0]} to {settings.procs}, as finishes what waits in {target_s:g} s;"
+    return f"{procs} processes{until}; {pinning}"

@@ -90,7 +90,7 @@ def picture(found: QueueStatus, before: QueueStatus | None, passed_s: float | No
                 style="yellow",
             )
         )
-    parts += [Text(), _workers(found)]
+    parts += [Text(), _workers(found), *_scaling(found)]
     return Group(*parts)
 
 
@@ -121,6 +121,13 @@ def _workers(found: QueueStatus) -> RenderableType:
     if len(found.workers) > _WORKERS_SHOWN:
         return Group(rows, Text(f"… and {number(len(found.workers) - _WORKERS_SHOWN)} more workers"))
     return rows
+
+
+def _scaling(found: QueueStatus) -> list[RenderableType]:
+    return [
+        Text(f"{host}: {told.workers} of {told.fewest} to {told.most} workers wanted: {told.text}")
+        for host, told in found.scaling.items()
+    ]
 
 
 def _worker(worker: WorkerStatus) -> tuple[str, ...]:

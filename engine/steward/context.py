@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from tqe import clock
 from tqe.board import layout
@@ -13,6 +13,7 @@ from tqe.board.board import Board, SlotView
 from tqe.clock import Clock
 from tqe.job import IDS
 from tqe.settings import Settings
+from tqe.store.backlog import Backlog
 from tqe.store.call import SyncDoor
 from tqe.store.housekeeping import Totals
 from tqe.store.keys import Keys
@@ -44,6 +45,16 @@ class Sightings:
         return since_ns if seen == step else None
 
 
+class Scaling(NamedTuple):
+    """How many workers autoscaling wants here, between which bounds, and why: in a word, and for people."""
+
+    workers: int
+    fewest: int
+    most: int
+    reason: str
+    text: str
+
+
 @dataclass
 class Context:
     """Shared by all duties of one steward; used by its one thread only."""
@@ -63,6 +74,8 @@ class Context:
     sightings: Sightings = field(default_factory=Sightings)
     redis_offset_ms: int | None = None  # Redis' clock minus ours (boot time)
     totals: Totals | None = None
+    backlog: Backlog | None = None
+    scaling: Scaling | None = None  # None without autoscale
     not_consuming: bool = False  # jobs wait, workers could take them, and nobody does
 
     def __post_init__(self) -> None:

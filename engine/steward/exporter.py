@@ -11,6 +11,7 @@ from tqe.board import layout
 from tqe.board.board import SlotView
 from tqe.steward.context import Context
 from tqe.store import housekeeping
+from tqe.store.backlog import Backlog
 from tqe.telemetry import metrics
 
 _OUTCOMES: Final = {
@@ -72,9 +73,7 @@ class TotalsReader:
         context.totals = totals._replace(stats=self._climb.take(totals.stats))
         return TotalsReport(context.totals)
 
-    def sample(
-        self, *, redis_up: bool, now_ns: int, mean_s: float | None = None
-    ) -> metrics.QueueSample | None:
+    def sample(self, *, redis_up: bool, now_ns: int) -> metrics.QueueSample | None:
         """What was read last, as it is shown; None before that."""
         totals, read_ns = self._context.totals, self.read_ns
         if totals is None or read_ns is None:
@@ -84,7 +83,7 @@ class TotalsReader:
             redis_up=redis_up,
             age_s=(now_ns - read_ns) / 1e9,
             latency_s=self.latency_s,
-            mean_s=mean_s,
+            backlog=self._context.backlog,
         )
 
 
@@ -94,10 +93,10 @@ def queue_sample(
     redis_up: bool = True,
     age_s: float = 0.0,
     latency_s: float = 0.0,
-    mean_s: float | None = None,
+    backlog: Backlog | None = None,
 ) -> metrics.QueueSample:
-    """The queue's part of a page, of totals that were read `age_s` ago. `mean_s`: how long a job takes, as
-    far as anybody knows."""
+    """The queue's part of a page, of totals that were read `age_s` ago."""
+    work = {} if backlog is None else backlog.lanes
     return metrics.QueueSample(
         lanes={
             name: metrics.LaneSample(
@@ -107,7 +106,7 @@ def queue_sample(
                 if name in totals.oldest_us
                 else 0.0,
                 paused=name in totals.paused,
-                backlog_s=None if mean_s is None else queued * mean_s,
+                backlog_s=work[name].seconds if name in work else None,
             )
             for name, (queued, in_order) in totals.lanes.items()
         },
@@ -143,9 +142,10 @@ class Exporter:
         context, totals, now_ns = self._context, self._context.totals, self._context.now_ns()
         counters, tasks = self._sums()
         return metrics.Sample(
-            queue=self._reader.sample(redis_up=self._redis_up(), now_ns=now_ns, mean_s=_mean_s(tasks)),
+            queue=self._reader.sample(redis_up=self._redis_up(), now_ns=now_ns),
             workers=[self._worker(slot, now_ns) for slot in context.live_slots()],
-            procs=context.settings.procs,
+            procs=context.settings.procs if context.scaling is None else context.scaling.workers,
+            scale_reason=None if context.scaling is None else context.scaling.reason,
             leases=sum(totals.leases.values()) if totals else 0,
             not_consuming=context.not_consuming,
             counters=counters,
@@ -190,13 +190,6 @@ def _sum_up(lives: list[SlotView]) -> Counted:
             known = tasks.get(name)
             tasks[name] = words if known is None else [a + b for a, b in zip(known, words, strict=True)]
     return counters, tasks
-
-
-def _mean_s(tasks: Mapping[str, list[int]]) -> float | None:
-    """Mean run time of all jobs that this host has run, None before the first."""
-    blocks = [_task(words) for words in tasks.values()]
-    jobs = sum(sum(block.run_bins) for block in blocks)
-    return sum(block.run_sum_s for block in blocks) / jobs if jobs else None
 
 
 def _task(words: list[int]) -> metrics.TaskSample:

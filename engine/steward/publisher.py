@@ -77,6 +77,7 @@ class Publisher:
             "lanes": list(self._context.settings.lanes),
             "jobs": self._jobs(slot, now_ns, since),
             "counters": slot.counters(),
+            "scaling": None if self._context.scaling is None else self._context.scaling._asdict(),
         }
 
     def _jobs(self, slot: SlotView, now_ns: int, since: dict[tuple[int, str], int]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from tqe.errors import RedisUnavailable, TQEError
 from tqe.schedule import Timetable
 from tqe.settings import Settings
 from tqe.steward.auditor import Auditor
+from tqe.steward.backlog import BacklogReader
 from tqe.steward.burst import Burst
 from tqe.steward.canceller import Canceller
 from tqe.steward.context import Context, host_name
@@ -243,4 +244,6 @@ def make_duties(context: Context, reader: TotalsReader, timetable: Timetable | N
         duties.append(Burst(context))
     if context.settings.metrics_port is not None:
         duties.append(reader)
+    if context.settings.metrics_port is not None or context.settings.autoscale:
+        duties.append(BacklogReader(context))
     return duties

@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import redis
 
@@ -20,8 +20,7 @@ from tqe.job import bucket_of, is_frame_id
 from tqe.store.call import Argument, Call, Reply, SyncDoor, connect
 from tqe.store.keys import Keys
 from tqe.store.settling import SettleBatch
-
-T = TypeVar("T")
+from tqe.store.steps import Reads, Steps, T
 
 # One pass of anything stays below these, so that neither Redis nor the steward is busy with it for long.
 PROMOTE_FRAMES_MAX: Final = 256
@@ -72,6 +71,18 @@ def ask(door: SyncDoor, *commands: tuple[Argument, ...]) -> list[Reply]:
         if isinstance(answer, TQEError):
             raise answer
     return answers
+
+
+def drive(door: SyncDoor, steps: Steps[T]) -> T:
+    """The result of a procedure that only reads."""
+    try:
+        step = next(steps)
+        while isinstance(step, Reads):
+            step = steps.send(ask(door, *step.commands))
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise TypeError(f"{step} is not a read")
 
 
 def transaction(door: SyncDoor, *commands: tuple[Argument, ...]) -> list[Reply]:

@@ -42,6 +42,15 @@ def ask(*commands: tuple[bytes | str | int | float, ...]) -> Steps[list[Any]]:
 # ------------------------------------------------------------------ workers
 
 
+class Scaling(NamedTuple):
+    """How many workers autoscaling wants on a host, between which bounds, and why."""
+
+    workers: int
+    fewest: int
+    most: int
+    text: str
+
+
 class RunningJob(NamedTuple):
     """A job as its worker's steward published it."""
 
@@ -62,6 +71,7 @@ class WorkerStatus:
     host: str
     jobs: tuple[RunningJob, ...]
     lanes: tuple[str, ...] = ()  # that it serves; empty if it does not tell
+    scaling: Scaling | None = None  # of its host; None without autoscale
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -103,9 +113,16 @@ def parse_worker(incarnation: str, text: bytes) -> WorkerStatus | None:
                 for one in told.get("jobs", ())
             ),
             lanes=tuple(str(name) for name in told.get("lanes", ())),
+            scaling=_scaling(told.get("scaling")),
         )
     except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _scaling(told: dict[str, Any] | None) -> Scaling | None:
+    if not told:
+        return None
+    return Scaling(int(told["workers"]), int(told["fewest"]), int(told["most"]), str(told["text"]))
 
 
 # ------------------------------------------------------------------ the queue
@@ -133,9 +150,14 @@ class QueueStatus:
     quarantined_frames: int
     parked_frames: int
 
+    @property
+    def scaling(self) -> dict[str, Scaling]:
+        """By host, where the number of workers follows the backlog."""
+        return {worker.host: worker.scaling for worker in self.workers if worker.scaling is not None}
+
     def as_dict(self) -> dict[str, Any]:
         """The shape of `tqe status --json`."""
-        return {
+        found: dict[str, Any] = {
             "lanes": {
                 name: {"queued": lane.queued, "sorted": lane.sorted} for name, lane in self.lanes.items()
             },
@@ -145,6 +167,12 @@ class QueueStatus:
             "totals": {name: self.totals.get(name, 0) for name in TOTALS},
             "workers": [worker.as_dict() for worker in self.workers],
         }
+        if self.scaling:
+            found["autoscale"] = {
+                host: {"workers": told.workers, "min": told.fewest, "max": told.most, "reason": told.text}
+                for host, told in self.scaling.items()
+            }
+        return found
 
 
 def queue_status(keys: Keys, lanes: Sequence[str]) -> Steps[QueueStatus]:

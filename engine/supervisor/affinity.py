@@ -7,11 +7,12 @@ way. Redis and the steward are never pinned.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from tqe import cpus
 
 LOAD_SAMPLE_S: Final = 0.1  # ten ticks of the kernel's CPU accounting
 
@@ -39,14 +40,14 @@ def plan(
     """Decide. `allowed` and `quota` are read from the kernel when they are not given."""
     if not pin:
         return Pins((), "not pinned: switched off")
-    allowed = os.sched_getaffinity(0) if allowed is None else allowed
-    quota = cpu_quota() if quota is None else quota
+    allowed = cpus.allowed() if allowed is None else allowed
+    quota = cpus.quota() if quota is None else quota
     if quota:
         return Pins((), f"not pinned: a quota of {quota:g} CPUs is set, so the CPUs are shared with others")
     if procs > len(allowed):
         return Pins((), f"not pinned: {procs} workers are more than the {len(allowed)} allowed CPUs")
-    cpus = sorted(allowed) if procs == len(allowed) else least_loaded(allowed, stat)
-    chosen = tuple(sorted(cpus[:procs]))
+    ranked = sorted(allowed) if procs == len(allowed) else least_loaded(allowed, stat)
+    chosen = tuple(sorted(ranked[:procs]))
     return Pins(chosen, f"pinned to CPUs {', '.join(map(str, chosen))} of {len(allowed)} allowed")
 
 
@@ -70,43 +71,3 @@ def _busy_ticks(stat: Path) -> dict[int, int]:
             ticks = [int(field) for field in fields]
             found[int(name[3:])] = sum(ticks) - sum(ticks[3:5])  # all but idle and waiting for a disk
     return found
-
-
-def cpu_quota(root: Path = Path("/sys/fs/cgroup"), cgroup: Path = Path("/proc/self/cgroup")) -> float:
-    """CPUs that the smallest quota above us allows, 0 when there is none."""
-    try:
-        lines = cgroup.read_text("utf-8").splitlines()
-    except OSError:
-        return 0.0
-    quotas = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            quotas += [_quota_v2(folder / "cpu.max") for folder in _up(root, path)]
-        elif "cpu" in controllers.split(","):
-            for mount in (root / controllers, root / "cpu"):
-                quotas += [_quota_v1(folder) for folder in _up(mount, path)]
-    return min((quota for quota in quotas if quota), default=0.0)
-
-
-def _up(root: Path, path: str) -> list[Path]:
-    """The folder of a control group and all above it; inside a namespace only the root may exist."""
-    parts = [part for part in path.split("/") if part and part != ".."]
-    return [root.joinpath(*parts[:k]) for k in range(len(parts), -1, -1)]
-
-
-def _quota_v2(file: Path) -> float:
-    try:
-        quota, period = file.read_text("ascii").split()
-    except (OSError, ValueError):
-        return 0.0
-    return 0.0 if quota == "max" else int(quota) / int(period)
-
-
-def _quota_v1(folder: Path) -> float:
-    try:
-        quota = int((folder / "cpu.cfs_quota_us").read_text("ascii"))
-        period = int((folder / "cpu.cfs_period_us").read_text("ascii"))
-    except (OSError, ValueError):
-        return 0.0
-    return quota / period if quota > 0 and period > 0 else 0.0

@@ -39,6 +39,8 @@ _RECYCLE: Final = {
     layout.RECYCLE_MEMORY: "it uses too much memory",
 }
 
+NEVER_NS: Final = 1 << 62
+
 EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1
 
@@ -86,6 +88,10 @@ class Life:
     @property
     def ready(self) -> bool:
         return self.slot.get(layout.C_READY) != 0
+
+    @property
+    def busy(self) -> bool:
+        return self.slot.get(layout.C_IN_USER) != 0 or self.slot.get(layout.C_ASYNC) != 0
 
     @property
     def ended_jobs(self) -> int:
@@ -166,6 +172,8 @@ def run(
     board = Board(slots_of(settings.procs))
     board.set(layout.H_SUPERVISOR_PID, os.getpid())
     board.set(layout.H_LEASE_MS, settings.lease_ms)
+    if settings.autoscale is not None:
+        board.set(layout.H_WANTED, settings.autoscale[0])
     app = preload.load(app_path, load_app) if settings.preload else None
     if pins is None:
         pins = affinity.plan(settings.procs, pin=settings.pin)
@@ -194,6 +202,12 @@ def work(
     predictor: Predictor | None = None,
 ) -> int:
     """A worker's life with the tasks and hooks of an app."""
+
+    def start() -> None:
+        logs.begin_worker()
+        app.run_start_hooks()
+        logs.note_threads()
+
     return loop.run_worker(
         app.registry,
         settings,
@@ -201,7 +215,7 @@ def work(
         slot,
         redis_url,
         install_limit_signal=process.install_limit_signal,
-        on_start=app.run_start_hooks,
+        on_start=start,
         on_stop=app.run_stop_hooks,
         predictor=predictor,
     )
@@ -323,6 +337,7 @@ class Supervisor:
         if self._stop is not None:
             return self._go_on_stopping(self._stop, now_ns)
         self._hire(now_ns)
+        self._let_go(now_ns)
         self._replace_in_turn(now_ns)
         if self.settings.burst and self.board.get(layout.H_BURST_DONE):
             self._begin_stop("no job is left", now_ns)
@@ -363,9 +378,16 @@ class Supervisor:
 
     # ------------------------------------------------------------------ births
 
+    @property
+    def _wanted(self) -> int:
+        """How many workers should live: procs, or with autoscale what the steward has decided on."""
+        return min(self.board.get(layout.H_WANTED) or self.settings.procs, self.settings.procs)
+
     def _hire(self, now_ns: int) -> None:
-        for number in range(self.settings.procs):
-            if number not in self._posts and now_ns >= self._backoffs[number].not_before_ns:
+        room = self._wanted - len(self._posts)
+        for number in [one for one in range(self.settings.procs) if one not in self._posts][: max(0, room)]:
+            # A number that waits after an early death takes its room: another one would be no pause at all.
+            if now_ns >= self._backoffs[number].not_before_ns:
                 life = self._fork_worker(number, now_ns)
                 if life is None:
                     return
@@ -567,6 +589,17 @@ class Supervisor:
             step = life.slot.get(layout.C_IN_USER)
             _log.warning(f"worker {life.number} did not end within its grace: it is killed")
             self._kill(life, layout.KILL_DRAIN, step)
+
+    def _let_go(self, now_ns: int) -> None:
+        """Autoscale: one worker too many drains, for as long as its job takes, since nobody is in a hurry.
+        Its post is free at once, so that a new backlog does not wait for it."""
+        leaving = len(self._lives) > len(self._posts)
+        if leaving or self._turn is not None or len(self._posts) <= self._wanted:
+            return
+        life = max(self._posts.values(), key=lambda one: (not one.busy, one.number))
+        del self._posts[life.number]
+        _log.info(f"worker {life.number} is let go: {self._wanted} are enough", worker_pid=life.pid)
+        self._drain(life, NEVER_NS)
 
     def _replace_in_turn(self, now_ns: int) -> None:
         """SIGHUP: one worker at a time, the new one before the old one ends if there is a slot for it."""

@@ -3,13 +3,21 @@
 `configure` is called once by the composition root; until then the standard library's rules hold, so a
 program that only submits jobs is never surprised by our handlers. A forked child inherits the handler and
 names itself with `set_process`.
+
+In a worker (`begin_worker`) every record that is made while a job's code runs carries the job, whoever logs
+it: `record.tqe_job` is what `current_job()` answers, or None, and `record.tqe_job_id` its id, or "". It is
+looked up when a record is made, so a job that logs nothing pays nothing.
 """
 
 import json
 import logging
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import IO, Any, Final, Literal
+
+from tqe import current
+from tqe.telemetry import redaction
 
 ROOT: Final = "tqe"
 _FIELDS: Final = "tqe_fields"
@@ -22,6 +30,14 @@ _LEVELS: Final = {
 
 # Who writes: "supervisor", "steward", "worker 3". Set in each process after the fork, read by the formatters.
 _process = ""
+
+# Threads that were there before the first job: what they log is no job's, even while one runs inline.
+_strangers: frozenset[int] = frozenset()
+
+# What a record of the standard library has; the rest was given as `extra` and is shown as fields.
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message", "asctime", "taskName", _FIELDS, "tqe_job", "tqe_job_id",
+}  # fmt: skip
 
 
 class Log:
@@ -76,6 +92,38 @@ def configure(
     logger.propagate = False
 
 
+def begin_worker() -> None:
+    """From now on, in this process: jobs are named in each record, and what the app logs is shown as our
+    lines are, unless it has set up logging itself."""
+    make = logging.getLogRecordFactory()
+
+    def with_job(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        job = _job_here()
+        record.tqe_job, record.tqe_job_id = job, "" if job is None else job.id
+        return record
+
+    logging.setLogRecordFactory(with_job)
+    ours, root = logging.getLogger(ROOT), logging.getLogger()
+    if not root.handlers:
+        for handler in ours.handlers:
+            root.addHandler(handler)
+        root.setLevel(ours.level)
+
+
+def note_threads() -> None:
+    """The first job is about to come: no thread that runs now is one of a job's."""
+    global _strangers
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    _strangers = frozenset(thread.ident for thread in others if thread.ident is not None)
+
+
+def _job_here() -> current.CurrentJob | None:
+    if threading.get_ident() in _strangers and current.IN_CONTEXT.get() is None:
+        return None
+    return current.job_or_none()
+
+
 def set_process(name: str) -> None:
     """Name this process in every line that it writes from now on."""
     global _process
@@ -83,18 +131,20 @@ def set_process(name: str) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """`12:04:11.482 warning worker 3: the connection was lost (attempt=2)`"""
+    """`12:04:11.482 warning worker 3: no answer (host=db1 job_id=01J….0 type=EMAIL lane=high attempt=2)`"""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{name}={_plain(value)}" for name, value in _fields(record).items())
         who = f"{_process}: " if _process else ""
         when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
-        line = f"{when} {record.levelname.lower():7} {who}{record.getMessage()}"
+        said = redaction.text(record.getMessage())
+        line = f"{when} {record.levelname.lower():7} {who}{said}"
         return _with_trace(self, record, f"{line} ({fields})" if fields else line)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, process, pid, event and the fields."""
+    """One JSON object a line: time, level, logger, process, pid, event and the fields; of a worker its number
+    as `worker`, and inside of a job `job_id`, `type`, `lane`, `attempt`."""
 
     def format(self, record: logging.LogRecord) -> str:
         told: dict[str, Any] = {
@@ -103,18 +153,29 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "process": _process,
             "pid": record.process,
-            "event": record.getMessage(),
+            "event": redaction.text(record.getMessage()),
         }
+        kind, _, number = _process.partition(" ")
+        if kind == "worker" and number.isdecimal():
+            told["worker"] = int(number)
         told |= {name: value for name, value in _fields(record).items() if name not in told}
         if record.exc_info:
-            told["trace"] = self.formatException(record.exc_info)
+            told["trace"] = redaction.text(self.formatException(record.exc_info))
         # What is no JSON is told in words: a log line must never be the thing that fails.
         return json.dumps(told, default=str, ensure_ascii=False)
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:
-    fields = getattr(record, _FIELDS, None)
-    return fields if isinstance(fields, Mapping) else {}
+    """The job's, then those of our own lines, then what others gave as `extra`."""
+    told: dict[str, Any] = {}
+    job = getattr(record, "tqe_job", None)
+    if isinstance(job, current.CurrentJob):
+        told = {"job_id": job.id, "type": job.type, "lane": job.lane, "attempt": job.attempt}
+    given = getattr(record, _FIELDS, None)
+    if isinstance(given, Mapping):
+        told = {**redaction.fields(given), **told}
+    extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    return {**redaction.fields(extra), **told}
 
 
 def _plain(value: object) -> str:
@@ -123,4 +184,6 @@ def _plain(value: object) -> str:
 
 
 def _with_trace(formatter: logging.Formatter, record: logging.LogRecord, line: str) -> str:
-    return f"{line}\n{formatter.formatException(record.exc_info)}" if record.exc_info else line
+    if not record.exc_info:
+        return line
+    return f"{line}\n{redaction.text(formatter.formatException(record.exc_info))}"

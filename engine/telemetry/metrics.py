@@ -60,6 +60,9 @@ WORKER_TOTALS: Final[Mapping[str, tuple[str, str]]] = {
 # Counters `fallback_<reason>`: the model was not used, and order was that of entry.
 FALLBACKS: Final = ("columns", "library", "value", "slow", "error", "load")
 
+# Why autoscaling wants as many workers as it does.
+SCALE_REASONS: Final = ("backlog", "most", "busy", "calm", "idle", "least")
+
 # What supervisor and steward count on the board → name and meaning; this host.
 HOST_TOTALS: Final[Mapping[str, tuple[str, str]]] = {
     "worker_crashes": ("worker_crashes", "Workers that ended unexpectedly."),
@@ -77,6 +80,8 @@ HOST_TOTALS: Final[Mapping[str, tuple[str, str]]] = {
     "snapshots_dropped": ("snapshots_dropped", "Status records dropped before their time, over the cap."),
     "cron_submitted": ("cron_submitted", "Slots of schedules for which this host submitted a job."),
     "cron_skipped": ("cron_skipped", "Slots of schedules that were let go: missed, or still busy."),
+    "scaled_up": ("autoscale_workers_added", "Workers that autoscaling has asked for."),
+    "scaled_down": ("autoscale_workers_removed", "Workers that autoscaling has let go."),
 }
 
 
@@ -159,6 +164,7 @@ class Sample:
     queue: QueueSample | None = None
     workers: Sequence[WorkerSample] = ()
     procs: int = 0
+    scale_reason: str | None = None  # one of SCALE_REASONS, None without autoscale
     leases: int = 0
     not_consuming: bool = False
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -261,6 +267,13 @@ def _workers(sample: Sample) -> Iterator[Metric]:
         states[worker.state] = states.get(worker.state, 0) + 1
     yield _gauges("workers", "Live workers.", "state", states)
     yield _gauge("workers_wanted", "Workers that should live.", sample.procs)
+    if sample.scale_reason is not None:
+        yield _gauges(
+            "autoscale_reason",
+            "1 for the reason of the number of workers that autoscaling wants.",
+            "reason",
+            {reason: int(reason == sample.scale_reason) for reason in SCALE_REASONS},
+        )
     yield _gauge("processing_active", "Jobs that run now.", sum(w.active for w in sample.workers))
     oldest_s = max((w.running_s for w in sample.workers if w.running_s is not None), default=0.0)
     yield _gauge("oldest_running_seconds", "How long the longest job has run.", oldest_s)

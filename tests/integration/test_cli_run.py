@@ -274,8 +274,11 @@ def test_no_app_at_all(cli: Cli) -> None:
         (("--lanes", "a,b"), "default_lane"),
         (("--concurrency", "-1"), "sets concurrency to '-1'"),
         (("--lease", "0.1"), "sets lease_ms to 100"),
-        (("--lease", "inf"), "no number of seconds"),
-        (("--grace", "x"), "not a valid float"),
+        (("--lease", "inf"), "'inf' is no duration"),
+        (("--grace", "x"), "'x' is no duration"),
+        (("--autoscale", "4"), "it takes MIN,MAX"),
+        (("--autoscale", "1,4", "--procs", "2"), "give one of them"),
+        (("--autoscale", "1,4", "--drain-target", "1d"), "'1d' is no duration"),
         (("--metrics-port", "70000"), "the port of /metrics"),
     ],
 )

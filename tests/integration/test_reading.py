@@ -219,3 +219,12 @@ def test_a_dead_letter_whose_parts_are_missing_is_still_shown(
     redis_client.hset(KEYS.dlq, "lost", b"no frame")
     entry = client.dead_job("lost")
     assert entry is not None and entry.payload is None
+
+
+def test_what_autoscaling_wants_is_told_by_host(client: Client, redis_client: redis.Redis) -> None:
+    told = {"workers": 3, "fewest": 1, "most": 8, "reason": "backlog", "text": "90 s of work wait"}
+    publish(redis_client, "A" * 26, scaling=told)
+    publish(redis_client, "B" * 26, scaling=told)
+    publish(redis_client, "C" * 26, host="other")
+    shown = {"workers": 3, "min": 1, "max": 8, "reason": "90 s of work wait"}
+    assert client.status().as_dict()["autoscale"] == {"h": shown}

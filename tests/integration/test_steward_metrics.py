@@ -14,6 +14,7 @@ from tests.support.redis_server import RedisServer
 from tqe.board import layout
 from tqe.board.board import Board
 from tqe.job import IDS
+from tqe.steward.backlog import BacklogReader
 from tqe.steward.exporter import Climb, Exporter, TotalsReader
 from tqe.steward.recovery import Recovery
 from tqe.steward.watchdog import Watchdog
@@ -29,6 +30,7 @@ def scene(redis_server: RedisServer, fake_clock: FakeClock) -> Iterator[Scene]:
 def exporter(scene: Scene) -> Exporter:
     reader = TotalsReader(scene.context)
     reader.run_once()
+    BacklogReader(scene.context).run_once()
     return Exporter(scene.context, reader, lambda: {"promote": metrics.DutySample(3, 1, 0.25, 0.5)})
 
 
@@ -46,6 +48,9 @@ def test_the_page_shows_queue_board_and_steward(scene: Scene) -> None:
     scene.client.hset(scene.keys.depth, mapping={"high": 5, "high:sorted": 2, "delayed": 3, "theirs": 1})
     scene.client.hset(scene.keys.dlq, "x", "y")
     scene.client.hset(scene.keys.stats, mapping={"submitted": 100, "dead": 1})
+    scene.client.hset(scene.keys.means, "EMAIL", 1_000)
+    scene.client.rpush(scene.keys.queue("high"), frame(2))
+    scene.client.zadd(scene.keys.sorted("high"), {frame(3): T0_US})
     scene.client.sadd(scene.keys.paused, "low")
     worker = scene.worker()
     worker.runs(worker.lease(frame(1)), 0)
@@ -69,6 +74,7 @@ def test_the_page_shows_queue_board_and_steward(scene: Scene) -> None:
         'taskqueue_queue_depth{priority="other"} 1.0',  # never a name that only data brought
         'taskqueue_queue_paused{priority="low"} 1.0',
         'taskqueue_predicted_backlog_seconds{priority="high"} 0.007',  # seven jobs of a millisecond each
+        'taskqueue_predicted_backlog_seconds{priority="low"} 0.0',
         "taskqueue_scheduled_jobs 3.0",
         "taskqueue_dlq_jobs 1.0",
         "taskqueue_redis_up 1.0",

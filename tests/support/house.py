@@ -16,6 +16,7 @@ RANKS: Mapping[str, int] = {
     "errors": 0,
     "settings": 0,
     "clock": 0,
+    "cpus": 0,
     "formats": 0,
     "job": 1,
     "codec": 1,

@@ -11,6 +11,7 @@ def full_sample() -> metrics.Sample:
         queue=metrics.QueueSample(lanes={"high": metrics.LaneSample(1, 1, backlog_s=1.0)}),
         workers=[metrics.WorkerSample(0, "busy")],
         tasks={"EMAIL": task},
+        scale_reason="backlog",
         duties={"renewal": metrics.DutySample(1, 0, 0.1)},
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tqe import settings
+from tqe import cpus, settings
 from tqe.errors import SettingsError
 from tqe.settings import Settings, load
 
@@ -226,3 +226,35 @@ def test_reserved_variables_pass_and_crashpoint_is_read() -> None:
     assert loaded(env=env) == loaded()
     assert settings.crashpoint(env) == "settle.sent"
     assert settings.crashpoint({}) is None
+
+
+@pytest.mark.parametrize("text", ["auto", "3"])
+def test_procs_may_be_what_we_may_use(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpus, "usable", lambda: 5)
+    expected = 5 if text == "auto" else 3
+    assert loaded(cli={"procs": text}).procs == expected
+    assert loaded(env={"TQE_PROCS": text}).procs == expected
+    assert loaded(code={"procs": "auto"}).procs == 5
+
+
+def test_autoscale_brings_its_most_as_procs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cpus, "usable", lambda: 5)
+    assert (loaded(cli={"autoscale": "1,8"}).autoscale, loaded(cli={"autoscale": "1,8"}).procs) == ((1, 8), 8)
+    assert loaded(env={"TQE_AUTOSCALE": " 2 , auto "}).autoscale == (2, 5)
+    (tmp_path / "tqe.toml").write_text('autoscale = [2, "auto"]\ndrain_target_ms = 5000\n')
+    assert (loaded().autoscale, loaded().procs, loaded().drain_target_ms) == ((2, 5), 5, 5_000)
+    # a fixed number that is said later counts, one that was said earlier does not
+    fixed = loaded(cli={"procs": "3"})
+    assert (fixed.autoscale, fixed.procs) == (None, 3)
+    assert loaded(code={"procs": 3}).procs == 5
+
+
+@pytest.mark.parametrize("text", ["8", "8,1", "0,4", "1,2,3", "a,b", "1,1025", ",", "9,auto"])
+def test_bounds_that_are_none_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpus, "usable", lambda: 5)
+    assert "it takes MIN,MAX" in refusal(cli={"autoscale": text})
+
+
+def test_procs_that_are_not_the_most_contradict_autoscale() -> None:
+    with pytest.raises(SettingsError, match="with autoscale it is the most workers"):
+        Settings(procs=3, autoscale=(1, 8))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tqe import cpus
 from tqe.supervisor import affinity
 
 
@@ -64,4 +65,13 @@ def test_quotas(tmp_path: Path, files: dict[str, str], line: str, expected: floa
         (root / name).write_text(text)
     mine = tmp_path / "mine"
     mine.write_text(f"{line}\n")
-    assert affinity.cpu_quota(root, mine) == expected
+    assert cpus.quota(root, mine) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [(0.0, 4), (0.5, 1), (1.0, 1), (2.5, 3), (4.0, 4), (64.0, 4)])
+def test_usable_cpus_are_the_fewer_of_affinity_and_quota(
+    monkeypatch: pytest.MonkeyPatch, quota: float, expected: int
+) -> None:
+    monkeypatch.setattr(cpus, "allowed", lambda: {0, 1, 4, 5})
+    monkeypatch.setattr(cpus, "quota", lambda: quota)
+    assert cpus.usable() == expected

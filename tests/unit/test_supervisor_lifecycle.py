@@ -76,8 +76,12 @@ def test_numpy_draws_other_numbers_in_each_child(monkeypatch: pytest.MonkeyPatch
 class Family:
     """A supervisor whose children are numbers: forks are counted, deaths are told."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, procs: int) -> None:
-        self.settings = Settings(procs=procs, redis_url="redis://127.0.0.1:1", grace_ms=600_000)
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, procs: int, autoscale: tuple[int, int] | None = None
+    ) -> None:
+        self.settings = Settings(
+            procs=procs, autoscale=autoscale, redis_url="redis://127.0.0.1:1", grace_ms=600_000
+        )
         self.board = Board(slots_of(procs))
         self.supervisor = Supervisor(
             self.settings,
@@ -100,6 +104,16 @@ class Family:
         self.supervisor._once(list(signals))
         for slot in self.board.in_state(layout.DEAD):
             slot.set(layout.C_STATE, layout.RECOVERED)
+
+    def want(self, workers: int) -> None:
+        """What the steward decides."""
+        self.board.set(layout.H_WANTED, workers)
+
+    @property
+    def leaving(self) -> list[int]:
+        """Numbers of the workers that drain."""
+        lives = self.supervisor._lives.values()
+        return [life.number for life in lives if life.slot.get(layout.C_STOP) == layout.STOP_DRAIN]
 
     @property
     def pids(self) -> list[int]:
@@ -162,3 +176,83 @@ def test_who_asks_to_be_replaced_asks_again_when_the_replacement_did_not_start(
     family.look()
     family.look()
     assert len(family.pids) == 2
+
+
+# ------------------------------------------------------------------ autoscale
+
+
+@pytest.fixture
+def scaled(monkeypatch: pytest.MonkeyPatch) -> Family:
+    """One to four workers, of which two are wanted and ready."""
+    family = Family(monkeypatch, 4, autoscale=(1, 4))
+    family.want(2)
+    family.look()
+    family.get_ready()
+    assert len(family.pids) == 2
+    return family
+
+
+def test_more_workers_start_at_once_and_never_more_than_the_most(scaled: Family) -> None:
+    scaled.want(4)
+    scaled.look()
+    assert len(scaled.pids) == 4
+    scaled.want(9)
+    scaled.look()
+    assert len(scaled.pids) == 4 and not scaled.leaving
+
+
+def test_workers_are_let_go_one_after_the_other_the_idle_first(scaled: Family) -> None:
+    scaled.want(4)
+    scaled.look()
+    scaled.get_ready()
+    for life in scaled.supervisor._lives.values():
+        life.slot.set(layout.C_IN_USER, life.number != 1)
+    scaled.want(2)
+    for _ in range(3):
+        scaled.look()
+    assert scaled.leaving == [1]
+    (gone,) = [pid for pid, life in scaled.supervisor._lives.items() if life.number == 1]
+    scaled.look(dead=(gone,))
+    scaled.look()
+    assert scaled.leaving == [3], "all are busy: the last one"
+    assert scaled.board.counted()["worker_crashes"] == 0
+
+
+def test_who_is_let_go_may_end_its_job_however_long_that_takes(
+    scaled: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(process, "kill_group", killed.append)
+    scaled.want(1)
+    scaled.look()
+    (life,) = [one for one in scaled.supervisor._lives.values() if one.stop_at_ns is not None]
+    scaled.supervisor._keep_telling(life, 30 * 24 * 3600 * S)
+    assert not killed
+    scaled.look(signal.SIGTERM)
+    assert life.stop_at_ns is not None and life.stop_at_ns <= scaled.supervisor._stop.deadline_ns  # type: ignore[union-attr]
+
+
+def test_a_new_backlog_does_not_wait_for_who_leaves(scaled: Family) -> None:
+    scaled.want(1)
+    scaled.look()
+    assert scaled.leaving == [1]
+    scaled.want(4)
+    scaled.look()
+    assert len(scaled.pids) == 5 and scaled.leaving == [1]
+
+
+def test_an_early_death_is_not_got_round_by_another_number(scaled: Family) -> None:
+    (first, second) = scaled.pids
+    scaled.supervisor._lives[first].slot.set(layout.C_READY, 0)
+    scaled.supervisor._backoffs[0].failures = 8
+    scaled.look(dead=(first,))
+    scaled.look()
+    assert scaled.pids == [second], "its number waits, and no other is started for it"
+
+
+def test_a_replacement_in_turn_is_not_let_go_halfway(scaled: Family) -> None:
+    scaled.look(signal.SIGHUP)
+    assert len(scaled.pids) == 3
+    scaled.want(1)
+    scaled.look()
+    assert not scaled.leaving
