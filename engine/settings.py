@@ -137,6 +137,11 @@ class Settings:
     ] = 3_600
     dlq_max: Annotated[int, _int(1, 10**9, "dead jobs that are kept")] = 1_000_000
     snapshots_max: Annotated[int, _int(1_000, 10**10, "status records that are kept")] = 2_000_000
+    learn: Annotated[
+        bool, _says("true or false: whether to train on what was captured, in the background")
+    ] = False
+    learn_jobs: Annotated[int, _int(100, 10**7, "new captured runs after which to train again")] = 1_000
+    learn_every_s: Annotated[int, _int(1, _YEAR_S, "least seconds between two trainings")] = 600
     traces_max: Annotated[
         int, _int(0, 10**7, "runs that are kept to learn durations from (0: none are captured)")
     ] = 50_000
@@ -243,6 +248,11 @@ def override(base: Settings, given: Mapping[str, object]) -> Settings:
 def crashpoint(env: Mapping[str, str] | None = None) -> str | None:
     """The point in the code at which crash tests want this process to die (TQE_CRASHPOINT), or None."""
     return (os.environ if env is None else env).get("TQE_CRASHPOINT") or None
+
+
+def environment(**given: str) -> dict[str, str]:
+    """The environment for a command of ours that is started as a program, with these settings in it."""
+    return {**os.environ, **{PREFIX + name.upper(): value for name, value in given.items()}}
 
 
 def redacted(url: str) -> str:

@@ -10,7 +10,7 @@ import csv
 import gzip
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,8 @@ _SCHEMA_DEFAULTS: Final[Mapping[str, Any]] = {
     "key": None,
     "t0_utc": None,
     "target": "duration_s",
+    "facts": [],  # of lane, payload_bytes, attempt: columns that are no fields of the payload
+    "prefix": "",  # of the columns that are fields of the payload: their names are without it
 }
 
 
@@ -113,7 +115,13 @@ def read(path: Path, schema_path: Path) -> Trace:
     numeric = tuple(schema["numeric"])
     categorical = tuple(name for name in schema["categorical"] if name != key)
     name = path.name.removesuffix(".gz").removesuffix(".csv")
-    return collect(name, _rows(path, schema, numeric, categorical), numeric=numeric, categorical=categorical)
+    prefix = schema["prefix"]
+    return collect(
+        name,
+        _rows(path, schema, numeric, categorical),
+        numeric=[column.removeprefix(prefix) for column in numeric],
+        categorical=[column.removeprefix(prefix) for column in categorical],
+    )
 
 
 def _schema(path: Path, schema_path: Path) -> Mapping[str, Any]:
@@ -135,8 +143,10 @@ def _schema(path: Path, schema_path: Path) -> Mapping[str, Any]:
     if found is None:
         raise ModelError(f"the schema {schema_path} has no entry for {path.name}")
     filled: dict[str, Any] = {**_SCHEMA_DEFAULTS, **found}
-    if not all(isinstance(filled[name], list) for name in ("numeric", "categorical")):
+    if not all(isinstance(filled[name], list) for name in ("numeric", "categorical", "facts")):
         raise ModelError(f"the schema {schema_path}: numeric and categorical must be lists of columns")
+    if not isinstance(filled["prefix"], str):
+        raise ModelError(f"the schema {schema_path}: prefix must be a text")
     return filled
 
 
@@ -144,25 +154,38 @@ def _rows(
     path: Path, schema: Mapping[str, Any], numeric: Sequence[str], categorical: Sequence[str]
 ) -> Iterator[Record]:
     t0_s = _utc_s(schema["t0_utc"])
-    key, target = schema["key"], schema["target"]
+    key, target, prefix = schema["key"], schema["target"], schema["prefix"]
+    told = [name for name in schema["facts"] if name in _FACTS]
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8", newline="") as file:
             lines = csv.DictReader(file)
-            wanted = {_SUBMIT, target, *numeric, *categorical} | ({key} if key else set())
+            wanted = {_SUBMIT, target, *numeric, *categorical, *told} | ({key} if key else set())
             missing = wanted - set(lines.fieldnames or ())
             if missing:
                 raise ModelError(f"{path} has no column {', '.join(sorted(missing))}")
             for line in lines:
                 submit_s = number(line[_SUBMIT])
-                fields: dict[str, Value] = {name: line[name] or None for name in categorical}
+                fields: dict[str, Value] = {
+                    name.removeprefix(prefix): line[name] or None for name in categorical
+                }
                 for name in numeric:
                     value = number(line[name])
-                    fields[name] = value if math.isfinite(value) else None
-                facts = Facts(type=line[key] if key else "", at_s=t0_s + submit_s, fields=fields)
+                    fields[name.removeprefix(prefix)] = value if math.isfinite(value) else None
+                facts = Facts(
+                    type=line[key] if key else "",
+                    at_s=t0_s + submit_s,
+                    fields=fields,
+                    **{name: _FACTS[name](line[name]) for name in told},
+                )
                 yield Record(facts, submit_s, number(line[target]))
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as e:
         raise ModelError(f"the trace {path} cannot be read: {e}") from e
+
+
+def _attempt(text: str | None) -> int:
+    value = number(text)
+    return int(value) if math.isfinite(value) else 1
 
 
 def number(text: str | None) -> float:
@@ -171,6 +194,13 @@ def number(text: str | None) -> float:
         return float(text) if text else math.nan
     except ValueError:
         return math.nan
+
+
+_FACTS: Final[Mapping[str, Callable[[str | None], Any]]] = {
+    "lane": lambda text: text or "",
+    "payload_bytes": number,
+    "attempt": _attempt,
+}
 
 
 def _utc_s(text: str | None) -> float:

@@ -165,6 +165,13 @@ class Scorer:
         if old is not None and old is not booster:
             old.close()
 
+    def lower_to(self, rung: str) -> None:
+        """Use this rung, or the best that there is below it."""
+        if rung == "model":
+            self.rung = "model" if self._booster is not None else "mean"
+        else:
+            self.rung = "mean" if rung == "mean" else "fifo"
+
     def score(self, jobs: Sequence[Facts]) -> list[float | None]:
         """Predicted mean duration of each job in seconds; None: nothing is known, the job keeps its FIFO
         place."""
@@ -172,6 +179,19 @@ class Scorer:
         for start in range(0, len(jobs), BATCH_MAX):
             found += self._batch(jobs[start : start + BATCH_MAX])
         return found
+
+    def rungs(self, job: Facts) -> tuple[float | None, float | None]:
+        """What the model and what the hierarchical mean say of one job, whichever is in use."""
+        if not self.history.jobs:
+            return None, None
+        means, rows = self._rows([job], self._booster is not None)
+        if means[0] is None:
+            return None, None
+        greatest_s = self.history.greatest_s
+        ratios = self._ratios(rows) if self._booster is not None else None
+        model_s = None if ratios is None else checked(means[0] * ratios[0], greatest_s)
+        mean_s = self.history.hierarchical_mean(self.columns.keys(job), self._chain)
+        return model_s, None if mean_s is None else checked(mean_s, greatest_s)
 
     def _batch(self, jobs: Sequence[Facts]) -> list[float | None]:
         if self.rung == "fifo" or not self.history.jobs:

@@ -20,6 +20,8 @@ from tqe.ml.dataset import Facts, Record, Trace, collect
 from tqe.ml.features import discover, pick
 
 COUNTED: Final = ("done", "timeout")
+FACTS: Final = ("lane", "payload_bytes", "attempt")  # columns that are no fields of the payload
+PREFIX: Final = "payload."  # a field of the payload may be named like one of our columns
 SAMPLE: Final = 2_000  # runs whose fields decide which columns there are
 
 Run = Mapping[str, Any]
@@ -86,11 +88,14 @@ def write(path: Path, schema_path: Path, runs: Sequence[Run]) -> None:
         "file": path.name,
         "key": "type",
         "target": "duration_s",
-        "categorical": ["type", "lane", *(f"payload.{name}" for name in categorical)],
-        "numeric": ["payload_bytes", "attempt", *(f"payload.{name}" for name in numeric)],
+        "facts": list(FACTS),
+        "prefix": PREFIX,
+        "categorical": ["type", *(PREFIX + name for name in categorical)],
+        "numeric": [PREFIX + name for name in numeric],
         "t0_utc": datetime.fromtimestamp(origin_s, UTC).isoformat(),
     }
-    names = ["submit_s", *schema["categorical"], *schema["numeric"], "wait_s", "outcome", "duration_s"]
+    columns = [*schema["categorical"], *FACTS, *schema["numeric"]]
+    names = ["submit_s", *columns, "wait_s", "outcome", "duration_s"]
     try:
         with gzip.open(path, "wt", encoding="utf-8", newline="") as file:
             lines = csv.writer(file)
@@ -109,8 +114,8 @@ def _line(run: Run, origin_s: float, numeric: Sequence[str], categorical: Sequen
     return [
         f"{facts.at_s - origin_s:.6f}",
         facts.type,
-        facts.lane,
         *(_cell(facts.fields[name]) for name in categorical),
+        facts.lane,
         int(facts.payload_bytes),
         facts.attempt,
         *(_cell(facts.fields[name]) for name in numeric),

@@ -83,13 +83,18 @@ class Watch:
     """Judges every 200 completions. Both rungs are always judged, in use or not: that is how a predictor
     comes back.
 
-    Two bad windows in a row take a rung out; two good ones bring it back. `floor` is what the gate saw.
+    Two bad windows in a row take a rung out; two good ones bring it back. `floor` is what the gate saw;
+    `rung` is what orders now, where another watch has judged before.
     """
 
-    def __init__(self, *, floor: float, has_model: bool = True) -> None:
+    def __init__(self, *, floor: float, has_model: bool = True, rung: Rung = "model") -> None:
         self._floor = floor
         self._rungs: tuple[Rung, ...] = RUNGS if has_model else RUNGS[1:]
-        self._good: dict[Rung, bool] = {"model": has_model, "mean": True, "fifo": True}
+        self._good: dict[Rung, bool] = {
+            "model": has_model and rung == "model",
+            "mean": rung != "fifo",
+            "fifo": True,
+        }
         self._streak: dict[Rung, int] = {"model": 0, "mean": 0}
         self._model_s: list[float] = []
         self._mean_s: list[float] = []

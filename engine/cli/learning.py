@@ -85,7 +85,7 @@ def export(
 ) -> None:
     """Write the captured runs to a TRACE file, which evaluate, train and simulate read.
 
-    Workers capture some of their runs, up to 20 a second each; Redis keeps the last 50,000 (`traces_max`).
+    Workers capture some of their runs, up to 50 a second each; Redis keeps the last 50,000 (`traces_max`).
 
     \b
     Example:

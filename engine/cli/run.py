@@ -15,9 +15,13 @@ from tqe import settings as settings_module
 from tqe.app import App
 from tqe.cli.options import Seconds, seconds_as_ms, where_options
 from tqe.cli.output import count, facts, show
+from tqe.cli.predictor import ModelPredictor, folder_of, open_library
 from tqe.cli.server import Meeting, Met
+from tqe.cli.vault import Vault
 from tqe.schedule import Timetable
 from tqe.settings import Settings
+from tqe.store import learning
+from tqe.store.keys import Keys
 from tqe.telemetry import logs
 
 TASKS_SHOWN: Final = 8
@@ -56,6 +60,9 @@ TASKS_SHOWN: Final = 8
     default=None,
     help="Whether to import the app once before the fork; with --no-preload SIGHUP picks up new code.",
 )
+@click.option(
+    "--learn", is_flag=True, default=None, help="Train on what ran, and order by what was learnt, by itself."
+)
 @click.option("--metrics-host", metavar="ADDRESS", help="Where metrics are served (127.0.0.1).")
 @click.option("--metrics-port", metavar="PORT", help="Serve Prometheus metrics there (0: any free port).")
 @where_options
@@ -83,6 +90,7 @@ def run(
       tqe run tasks:app --autoscale 1,8 --drain-target 30s
       tqe run tasks:app --burst                        run what is there, then stop
       tqe run tasks:app --metrics-port 9100
+      tqe run tasks:app --learn                        see `tqe ml status`
     """
     if given["procs"] is not None and given["autoscale"] is not None:
         raise click.UsageError(
@@ -107,11 +115,17 @@ def serve(path: str, first: Settings, command_line: Mapping[str, Any]) -> int:
     if settings.metrics_port is not None:
         port = lifecycle.check_port(settings.metrics_host, settings.metrics_port)
         settings = replace(settings, metrics_port=port)
+    library = open_library()
+    predictor = ModelPredictor(folder_of(settings), library=library)
     with Meeting(settings) as meeting:
         met = meeting.met
+        state = learning.state(meeting.door, Keys(settings.namespace))
     try:
         pins = affinity.plan(settings.procs, pin=settings.pin)
         _introduce(path, loaded, settings, met, pins.reason, timetable)
+        models = Vault(settings, met.url, library=library)
+        if state.key not in state.refused and models.has(state.version):
+            predictor.preload(state.version)
         return lifecycle.run(
             path,
             # An app that was not imported by now is imported by each worker.
@@ -122,6 +136,8 @@ def serve(path: str, first: Settings, command_line: Mapping[str, Any]) -> int:
             revive=None if met.own is None else met.own.revive,
             # Who only works off what is there is not who keeps the times.
             timetable=None if settings.burst else timetable,
+            predictor=predictor,
+            models=models,
         )
     finally:
         if met.own is not None:

@@ -77,6 +77,7 @@ class Context:
     backlog: Backlog | None = None
     scaling: Scaling | None = None  # None without autoscale
     not_consuming: bool = False  # jobs wait, workers could take them, and nobody does
+    scoring_deaths: list[int] = field(default_factory=list)  # C_SCORING of workers that died with it
 
     def __post_init__(self) -> None:
         self.lanes = dict.fromkeys(self.settings.lanes)

@@ -121,6 +121,8 @@ class Recovery:
 
     def _end(self, slot: SlotView) -> None:
         context = self._context
+        if slot.get(layout.C_SCORING) and slot.get(layout.C_KILL_KIND) != layout.KILL_DRAIN:
+            context.scoring_deaths.append(slot.get(layout.C_SCORING))
         context.count("recovered")
         context.board.set_recovery_id(slot.number, "")
         slot.set(layout.C_STATE, layout.RECOVERED)

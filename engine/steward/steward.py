@@ -27,6 +27,7 @@ from tqe.steward.context import Context, host_name
 from tqe.steward.cron import Cron
 from tqe.steward.delayed import Delayed, Unparker
 from tqe.steward.exporter import Exporter, TotalsReader
+from tqe.steward.model import ModelDuty, Models
 from tqe.steward.publisher import Publisher
 from tqe.steward.reaper import Reaper
 from tqe.steward.recovery import Recovery
@@ -186,11 +187,13 @@ def run_steward(
     *,
     revive: Callable[[], None] | None = None,
     timetable: Timetable | None = None,
+    models: Models | None = None,
 ) -> int:
     """Be the steward of this board until it says stop. Returns the exit code.
 
     `revive` is called, on a thread, when Redis stays away: it starts the embedded server's next keeper.
     `timetable` has the app's schedules; without one nothing is scheduled here.
+    `models` brings published models to this host; without it nobody is told of any.
     """
 
     def beat() -> None:
@@ -200,7 +203,7 @@ def run_steward(
     door = open_door(settings, redis_url, beat)
     context = Context(settings, board, door, Keys(settings.namespace), host_name())
     reader = TotalsReader(context)
-    steward = Steward(context, make_duties(context, reader, timetable), revive=revive)
+    steward = Steward(context, make_duties(context, reader, timetable, models), revive=revive)
     served: metrics.Served | None = None
     if settings.metrics_port is not None:
         exporter = Exporter(context, reader, steward.duties, steward.redis_up)
@@ -216,6 +219,8 @@ def run_steward(
             door.close()
         if served is not None:
             served.close()
+        if models is not None:
+            models.close()
 
 
 def open_door(settings: Settings, redis_url: str, beat: Callable[[], None]) -> housekeeping.Door:
@@ -224,7 +229,12 @@ def open_door(settings: Settings, redis_url: str, beat: Callable[[], None]) -> h
     return housekeeping.Door(redis_url, timeout_s=settings.lease_ms / 8000, beat=beat)
 
 
-def make_duties(context: Context, reader: TotalsReader, timetable: Timetable | None = None) -> list[Duty]:
+def make_duties(
+    context: Context,
+    reader: TotalsReader,
+    timetable: Timetable | None = None,
+    models: Models | None = None,
+) -> list[Duty]:
     """All duties, the most urgent first."""
     duties: list[Duty] = [
         Renewal(context),
@@ -240,6 +250,8 @@ def make_duties(context: Context, reader: TotalsReader, timetable: Timetable | N
     ]
     if timetable is not None:
         duties.insert(4, Cron(context, timetable))
+    if models is not None:
+        duties.append(ModelDuty(context, models))
     if context.settings.burst:
         duties.append(Burst(context))
     if context.settings.metrics_port is not None:

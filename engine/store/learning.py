@@ -89,6 +89,11 @@ class ModelState:
     scored: int = 0
     fallbacks: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def key(self) -> str:
+        """What is refused where the version may not be loaded."""
+        return self.sha256 or self.version
+
     def mode(self, lane: str) -> str:
         """The lane's mode; the default where none was set."""
         return self.modes.get(lane, DEFAULT_MODE)
@@ -114,6 +119,11 @@ class Published:
     trained_at: str
     chosen: str
     rung: str
+
+    @property
+    def key(self) -> str:
+        """What is refused where it may not be loaded: the model, or the version where there is none."""
+        return self.sha256 or self.version
 
 
 def state(door: SyncDoor, keys: Keys) -> ModelState:
@@ -175,7 +185,9 @@ def publish(door: SyncDoor, keys: Keys, made: Published, files: Files) -> None:
         old = [name for name in held if _version_of(name) not in kept]
         if old:
             pipe.hdel(keys.model, *old)
-        pipe.hset(keys.model, mapping=_fields(made, files) | {"previous": before, **_current(made, files)})
+        pipe.hset(
+            keys.model, mapping=_fields(made, files) | {"previous": before, **_current(made, files.manifest)}
+        )
 
     _must(door, keys, change)
 
@@ -199,7 +211,7 @@ def _fields(made: Published, files: Files) -> dict[str, Any]:
     return found
 
 
-def _current(made: Published, files: Files) -> dict[str, Any]:
+def _current(made: Published, manifest: bytes) -> dict[str, Any]:
     return {
         "version": made.version,
         "sha256": made.sha256,
@@ -208,7 +220,7 @@ def _current(made: Published, files: Files) -> dict[str, Any]:
         "trained_at": made.trained_at,
         "chosen": made.chosen,
         "rung": made.rung,
-        "manifest": files.manifest,
+        "manifest": manifest,
     }
 
 
@@ -223,18 +235,7 @@ def rollback(door: SyncDoor, keys: Keys) -> tuple[str, str] | None:
         pipe.multi()
         if facts is None or manifest is None:
             return None
-        sha256, bound_us, mean_us, trained_at, chosen, rung = facts.decode().split(",")
-        made = Published(
-            version=name,
-            sha256=sha256,
-            bound_us=int(bound_us),
-            mean_us=int(mean_us),
-            trained_at=trained_at,
-            chosen=chosen,
-            rung=rung,
-        )
-        files = Files(manifest=manifest, history=b"", model=None)
-        pipe.hset(keys.model, mapping=_current(made, files) | {"previous": version})
+        pipe.hset(keys.model, mapping=_current(_published(name, facts), manifest) | {"previous": version})
         return version.decode(), name
 
     found: tuple[str, str] | None = _must(door, keys, change)
@@ -252,6 +253,47 @@ def _must(door: SyncDoor, keys: Keys, change: Any) -> Any:
     while not watched(door, keys.model, noted):
         pass
     return done[0]
+
+
+def withdraw(door: SyncDoor, keys: Keys, version: str) -> bool:
+    """Take a version out of use that no host may load: the one before, if it may be loaded, orders again.
+
+    False if another is the current one by now.
+    """
+
+    def change(pipe: Any) -> bool:
+        current, previous = (value or b"" for value in pipe.hmget(keys.model, "version", "previous"))
+        name = previous.decode()
+        facts = pipe.hget(keys.model, f"facts:{name}") if name else None
+        manifest = pipe.hget(keys.model, f"manifest:{name}") if name else None
+        made = None if facts is None or manifest is None else _published(name, facts)
+        if made is not None and pipe.hexists(keys.model, f"refused:{made.key}"):
+            made = None
+        pipe.multi()
+        if current.decode() != version:
+            return False
+        pipe.hdel(keys.model, "previous")
+        if made is None or manifest is None:
+            pipe.hdel(keys.model, "version", "manifest", "sha256", "trained_at", "chosen")
+            pipe.hset(keys.model, mapping={"rung": "fifo", "bound_us": 0, "mean_us": 0})
+        else:
+            pipe.hset(keys.model, mapping=_current(made, manifest))
+        return True
+
+    return bool(_must(door, keys, change))
+
+
+def _published(version: str, facts: bytes) -> Published:
+    sha256, bound_us, mean_us, trained_at, chosen, rung = facts.decode().split(",")
+    return Published(
+        version=version,
+        sha256=sha256,
+        bound_us=int(bound_us),
+        mean_us=int(mean_us),
+        trained_at=trained_at,
+        chosen=chosen,
+        rung=rung,
+    )
 
 
 def files(door: SyncDoor, keys: Keys, version: str) -> Files | None:
@@ -286,9 +328,9 @@ def set_rung(door: SyncDoor, keys: Keys, version: str, rung: str) -> bool:
     return bool(_must(door, keys, change))
 
 
-def refuse(door: SyncDoor, keys: Keys, sha256: str, reason: str) -> None:
-    """No host may load a model of that hash, ever."""
-    ask(door, ("HSET", keys.model, f"refused:{sha256}", reason[:500]))
+def refuse(door: SyncDoor, keys: Keys, key: str, reason: str) -> None:
+    """No host may load what has that key, ever."""
+    ask(door, ("HSET", keys.model, f"refused:{key}", reason[:500]))
 
 
 def add_death(door: SyncDoor, keys: Keys, sha256: str) -> int:

@@ -12,7 +12,7 @@ Mode = Literal["fifo", "shadow", "bounded", "sjf"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 DEFAULT_MODE: Final[Mode] = "bounded"
 
-VERSION, SHA256, BOUND_US, MEAN_US = b"version", b"sha256", b"bound_us", b"mean_us"
+VERSION, SHA256, BOUND_US, MEAN_US, RUNG = b"version", b"sha256", b"bound_us", b"mean_us", b"rung"
 SJF_BOUND_US: Final = 30 * 86_400 * 1_000_000  # T of `sjf`: the same rule with a bound that nobody meets
 
 
@@ -30,6 +30,7 @@ class Order(NamedTuple):
     bound_us: int
     mean_us: float
     modes: Mapping[str, Mode]
+    rung: str = ""  # what predicts: model, mean, fifo (nothing); '' leaves it to the version
 
     def bound_of(self, lane: str) -> int:
         """By how many µs a score in this lane may lie before the time of entry; 0 is plain FIFO."""
@@ -42,17 +43,19 @@ NO_ORDER: Final = Order("", "", 0, 0.0, {})
 
 def order_command(keys: Keys, lanes: Sequence[str]) -> tuple[str | bytes, ...]:
     """The command whose reply `read_order` understands."""
-    return ("HMGET", keys.model, VERSION, SHA256, BOUND_US, MEAN_US, *map(mode_field, lanes))
+    return ("HMGET", keys.model, VERSION, SHA256, BOUND_US, MEAN_US, RUNG, *map(mode_field, lanes))
 
 
 def read_order(reply: Sequence[Any], lanes: Sequence[str]) -> Order:
     """Parse the reply. What makes no sense there (a hand may have written it) counts as absent."""
-    version, sha256, bound, mean = (value.decode("utf-8", "replace") if value else "" for value in reply[:4])
+    version, sha256, bound, mean, rung = (
+        value.decode("utf-8", "replace") if value else "" for value in reply[:5]
+    )
     modes: dict[str, Mode] = {}
-    for lane, value in zip(lanes, reply[4:], strict=True):
+    for lane, value in zip(lanes, reply[5:], strict=True):
         told = (value or b"").decode("ascii", "replace")
         modes[lane] = next((mode for mode in MODES if mode == told), DEFAULT_MODE)
-    return Order(version, sha256, int(min(_number(bound), SJF_BOUND_US)), _number(mean), modes)
+    return Order(version, sha256, int(min(_number(bound), SJF_BOUND_US)), _number(mean), modes, rung)
 
 
 def _number(text: str) -> float:

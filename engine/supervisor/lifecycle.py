@@ -25,6 +25,7 @@ from tqe.errors import AppImportError, SettingsError, TQEError
 from tqe.schedule import Timetable
 from tqe.settings import Settings
 from tqe.steward import steward
+from tqe.steward.model import Models
 from tqe.supervisor import affinity, preload, process
 from tqe.supervisor.limits import Act, Limits
 from tqe.telemetry import logs, procfs
@@ -155,6 +156,7 @@ def run(
     revive: Callable[[], None] | None = None,
     predictor: Predictor | None = None,
     timetable: Timetable | None = None,
+    models: Models | None = None,
     tuning: Tuning | None = None,
 ) -> int:
     """Run workers until told to stop, and answer with the exit code. Raises AppImportError before any fork.
@@ -162,11 +164,13 @@ def run(
     Nothing of Redis may be open in the calling process, and it should have no other threads. `load_app` is
     called here, or in each worker if the app is not imported before the fork. `pins` are decided here unless
     they are given. `revive` brings an embedded server back, and is called by the steward, which also sees to
-    the schedules of `timetable`. `predictor` says how long jobs will take; its library should be open by now,
-    since the workers then share its pages.
+    the schedules of `timetable` and to published `models`. `predictor` says how long jobs will take; its
+    library should be open by now, since the workers then share its pages.
     """
     run_worker = run_worker or partial(work, predictor=predictor)
-    run_steward = run_steward or partial(steward.run_steward, revive=revive, timetable=timetable)
+    run_steward = run_steward or partial(
+        steward.run_steward, revive=revive, timetable=timetable, models=models
+    )
     if settings.metrics_port:
         check_port(settings.metrics_host, settings.metrics_port)
     board = Board(slots_of(settings.procs))

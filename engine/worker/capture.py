@@ -8,7 +8,7 @@ predictions of the moment at which it started, so that nothing that was known la
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,9 +18,10 @@ from tqe import clock
 from tqe.codec import hot
 from tqe.registry import Task
 from tqe.worker.fields import Fields, Value
+from tqe.worker.ordering import Ordering, Waiting
 
-RATE_PER_S: Final = 20.0
-BURST: Final = 20.0
+RATE_PER_S: Final = 50.0
+BURST: Final = 50.0
 PENDING_MAX: Final = 256  # traces that wait for a Redis that does not answer
 FLUSH_NS: Final = 250_000_000
 
@@ -28,8 +29,8 @@ FLUSH_NS: Final = 250_000_000
 # somebody has asked for a cancel; nobody has.
 PICKED: Final[set[int]] = set()
 
-# (type, lane, payload bytes, attempt, submitted at in s since 1970, fields) -> what each rung predicts, in s.
-Predict = Callable[[str, str, int, int, float, Mapping[str, Value]], tuple[float | None, float | None]]
+# A run that its limit ended had at least so long; how long one took until it failed says nothing.
+_TEACHES: Final = ("done", "timeout")
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -44,7 +45,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     run_us: float
     # done | failed | timeout; a run that somebody else ended (cancel, stop) says nothing and is not kept
     outcome: str
-    fields: dict[str, Value] = {}
+    fields: Mapping[str, Value] = {}
     model_s: float | None = None
     mean_s: float | None = None
     version: str = ""  # of the model that predicted
@@ -56,9 +57,7 @@ class Run:
 
     lease: hot.Lease
     index: int
-    type: str
-    payload_bytes: int
-    fields: dict[str, Value]
+    job: Waiting
     start_us: int
     predicted: tuple[float | None, float | None]
     begun_ns: int = 0
@@ -66,12 +65,11 @@ class Run:
 
 
 class Capture:
-    """One worker's capture. `predict` is asked at the start of each captured run; None: nothing predicts."""
+    """One worker's capture. `ordering` is asked at the start of each captured run, and told of its end."""
 
     def __init__(self, tasks: Mapping[bytes, Task[..., Any]], *, on: bool = True) -> None:
         self.fields = {key: Fields(task.features) for key, task in tasks.items()}
-        self.predict: Predict | None = None
-        self.version = ""
+        self.ordering: Ordering | None = None
         self.on = on
         self._allowance = 1.0
         self._refilled_ns = 0
@@ -103,15 +101,11 @@ class Capture:
         self, lease: hot.Lease, index: int, task: Task[..., Any], payload: bytes, redis_offset_ms: int
     ) -> Run:
         """A captured run starts now."""
-        fields = self.fields[task.key](payload) or {}
-        predicted: tuple[float | None, float | None] = (None, None)
-        if self.predict is not None:
-            predicted = self.predict(
-                task.name, lease.lane, len(payload), lease.attempts + 1, lease.enqueued_us / 1e6, fields
-            )
+        fields = self.fields[task.key](payload)
+        job = Waiting(task.name, lease.lane, payload, lease.attempts, lease.enqueued_us, fields)
+        predicted = (None, None) if self.ordering is None else self.ordering.rungs(job)
         begun_ns = clock.boottime_ns()
-        start_us = begun_ns // 1000 + redis_offset_ms * 1000
-        run = Run(lease, index, task.name, len(payload), fields, start_us, predicted, begun_ns)
+        run = Run(lease, index, job, begun_ns // 1000 + redis_offset_ms * 1000, predicted, begun_ns)
         self._runs.append(run)
         return run
 
@@ -130,26 +124,28 @@ class Capture:
         if len(self._pending) >= PENDING_MAX:
             self.dropped += 1
             return
-        lease = run.lease
-        model_s, mean_s = run.predicted
+        job, (model_s, mean_s) = run.job, run.predicted
+        predicted = model_s is not None or mean_s is not None
         self._pending.append(
             msgspec.json.encode(
                 Trace(
-                    type=run.type,
-                    lane=lease.lane,
-                    payload_bytes=run.payload_bytes,
-                    attempt=lease.attempts + 1,
-                    entered_us=lease.enqueued_us,
+                    type=job.type,
+                    lane=job.lane,
+                    payload_bytes=len(job.payload),
+                    attempt=job.attempt + 1,
+                    entered_us=job.enqueued_us,
                     start_us=run.start_us,
                     run_us=max(run_ns, 1) / 1000,
                     outcome=run.outcome,
-                    fields=run.fields,
+                    fields=job.fields or {},
                     model_s=model_s,
                     mean_s=mean_s,
-                    version=self.version if model_s is not None or mean_s is not None else "",
+                    version=self.ordering.version if self.ordering is not None and predicted else "",
                 )
             )
         )
+        if self.ordering is not None and run.outcome in _TEACHES:
+            self.ordering.completed(job, run_ns / 1e9)
 
     # -- telling
 

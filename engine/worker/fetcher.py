@@ -59,8 +59,14 @@ class Fetcher:
             runner.entries, quantum_ns=settings.quantum_us * 1000, slots=settings.concurrency
         )
         self.ordering = Ordering(
-            predictor, view, runner.entries, self._admission, quantum_ns=settings.quantum_us * 1000
+            predictor,
+            view,
+            runner.entries,
+            self._admission,
+            quantum_ns=settings.quantum_us * 1000,
+            fields=runner.capture.fields,
         )
+        runner.capture.ordering = self.ordering
         self._incarnation = ""
         self._calls: working.Fetcher | None = None
         self._mismatches = 0

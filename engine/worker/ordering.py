@@ -16,6 +16,7 @@ from tqe.codec import payload
 from tqe.errors import TQEError
 from tqe.store.model import NO_ORDER, Mode, Order
 from tqe.worker.admission import Admission, Measured, even_pieces
+from tqe.worker.fields import Fields, Value
 
 log = logging.getLogger("tqe.worker")
 
@@ -45,6 +46,8 @@ class Waiting(NamedTuple):
     payload: bytes
     attempt: int  # 0 for the first
     enqueued_us: int  # entry into the lane, Redis' clock
+    # What may be known of the payload; None where the task's own function failed: no score then.
+    fields: Mapping[str, Value] | None = None
 
 
 class Predictor(Protocol):
@@ -61,8 +64,17 @@ class Predictor(Protocol):
         """Take this version from the local folder, where the steward has written it and a canary has survived
         it; '' means no model. Raises when it cannot; what was loaded before stays then."""
 
+    def use(self, rung: str) -> None:
+        """From now on the model predicts (`model`), the hierarchical mean (`mean`), or nothing (`fifo`)."""
+
     def score(self, jobs: Sequence[Waiting]) -> Sequence[float | None]:
         """Predicted mean duration of each job (at most 256) in seconds, None where nothing is known."""
+
+    def rungs(self, job: Waiting) -> tuple[float | None, float | None]:
+        """What the model and what the hierarchical mean say of one job, whichever is in use."""
+
+    def completed(self, job: Waiting, run_s: float) -> None:
+        """A job ran for so long: the history learns of it."""
 
     def boost_us(self, mode: Mode, predicted_s: float | None, *, scale_s: float, bound_s: float) -> int:
         """By how many µs a job of this predicted duration is preferred: 0 to T. `scale_s` is m, `bound_s`
@@ -138,6 +150,7 @@ class Ordering:
     admission: Admission
     quantum_ns: int
     time: clock.Clock = clock.SYSTEM
+    fields: Mapping[bytes, Fields] = field(default_factory=dict)  # type → how its payloads are read
     bounds: Mapping[str, int] = field(default_factory=dict)  # lane → T in µs, for `fetch`; 0 is FIFO
 
     def __post_init__(self) -> None:
@@ -154,8 +167,11 @@ class Ordering:
     def follow(self, order: Order) -> None:
         """Modes, T, m or the version have changed."""
         self._order = order
-        if self.predictor is not None and order.version != self._loaded:
-            self._load(self.predictor, order)
+        if self.predictor is not None:
+            if order.version != self._loaded:
+                self._load(self.predictor, order)
+            if order.rung:
+                self.predictor.use(order.rung)
         self._lanes = {lane: _Lane(mode, order.bound_of(lane)) for lane, mode in order.modes.items()}
         self._set_bounds()
 
@@ -179,7 +195,12 @@ class Ordering:
 
     def _set_bounds(self) -> bool:
         now_ns = self.time.boottime_ns()
-        usable = self.predictor is not None and bool(self._loaded) and now_ns >= self._closed_until_ns
+        usable = (
+            self.predictor is not None
+            and bool(self._loaded)
+            and self._order.rung != "fifo"
+            and now_ns >= self._closed_until_ns
+        )
         bounds, later = {}, []
         for name, lane in self._lanes.items():
             waits = lane.bound_us > 0 and now_ns < lane.look_at_ns
@@ -283,7 +304,7 @@ class Ordering:
         try:
             found = [
                 seconds if seconds is not None and 0.0 <= seconds < math.inf else None
-                for seconds in self.predictor.score(jobs)
+                for seconds in self.predictor.score([self._read(job) for job in jobs])
             ]
             if len(found) != len(jobs):
                 raise ValueError(f"{len(found)} predictions for {len(jobs)} jobs")
@@ -298,6 +319,11 @@ class Ordering:
             self._bad_batches = 0
         return found
 
+    def _read(self, job: Waiting) -> Waiting:
+        """The same with its fields."""
+        read = self.fields.get(job.type.encode("ascii", "replace"))
+        return job._replace(fields=read(job.payload) if read is not None else {})
+
     def _bad(self, reason: str, told: str) -> None:
         self._own[reason] += 1
         self._put_fallbacks()
@@ -306,6 +332,33 @@ class Ordering:
             self._closed_until_ns = self.time.boottime_ns() + BREAK_NS
             log.warning("jobs are not scored for a minute: the predictor fails (%s)", told)
             self._set_bounds()
+
+    def rungs(self, job: Waiting) -> tuple[float | None, float | None]:
+        """What each rung says of a job that is about to run; the watch compares it with how long it took."""
+        if self.predictor is None or not self._loaded or self.time.boottime_ns() < self._closed_until_ns:
+            return None, None
+        self._say_scoring()
+        try:
+            return self.predictor.rungs(job)
+        except Exception as e:  # whatever a predictor raises, jobs go on
+            self._bad("error", f"{type(e).__name__}: {e}")
+            return None, None
+        finally:
+            self._scored(0)
+
+    def completed(self, job: Waiting, run_s: float) -> None:
+        """Tell the history of a captured run."""
+        if self.predictor is None or not self._loaded:
+            return
+        try:
+            self.predictor.completed(job, run_s)
+        except Exception as e:
+            self._bad("error", f"{type(e).__name__}: {e}")
+
+    @property
+    def version(self) -> str:
+        """The version that predicts, '' if none does."""
+        return self._loaded
 
     def _say_scoring(self) -> None:
         sha256 = self._order.sha256

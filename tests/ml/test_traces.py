@@ -59,7 +59,9 @@ def test_an_export_is_read_again_as_the_same_jobs(tmp_path: Path) -> None:
     read, direct = dataset.read(path, schema), traces.trace_of("t", runs)
     assert read.name == "jobs" and len(read) == len(direct)
     assert read.duration_s == pytest.approx(direct.duration_s, abs=1e-6)
-    assert [f.fields["payload.user"] for f in read.facts] == [f.fields["user"] for f in direct.facts]
+    assert (read.numeric, read.categorical) == (direct.numeric, direct.categorical)
+    # Training on the file is training on the stream: what predicts sees payloads, and knows no other names.
+    assert [f._replace(at_s=0.0) for f in read.facts] == [f._replace(at_s=0.0) for f in direct.facts]
     assert read.facts[0].at_s == pytest.approx(direct.facts[0].at_s, abs=1e-3)
 
 
