@@ -184,11 +184,15 @@ class Scorer:
         """What the model and what the hierarchical mean say of one job, whichever is in use."""
         if not self.history.jobs:
             return None, None
-        means, rows = self._rows([job], self._booster is not None)
+        began_ns = self._time.monotonic_ns()
+        wants_model = self._booster is not None and began_ns >= self._closed_until_ns
+        means, rows = self._rows([job], wants_model)
         if means[0] is None:
             return None, None
         greatest_s = self.history.greatest_s
-        ratios = self._ratios(rows) if self._booster is not None else None
+        ratios = self._ratios(rows) if wants_model else None
+        if wants_model:
+            self._time_it(1, self._time.monotonic_ns() - began_ns)
         model_s = None if ratios is None else checked(means[0] * ratios[0], greatest_s)
         mean_s = self.history.hierarchical_mean(self.columns.keys(job), self._chain)
         return model_s, None if mean_s is None else checked(mean_s, greatest_s)

@@ -124,7 +124,7 @@ def serve(path: str, first: Settings, command_line: Mapping[str, Any]) -> int:
         pins = affinity.plan(settings.procs, pin=settings.pin)
         _introduce(path, loaded, settings, met, pins.reason, timetable)
         models = Vault(settings, met.url, library=library)
-        if state.key not in state.refused and models.has(state.version):
+        if not state.refusal and models.has(state.version):
             predictor.preload(state.version)
         return lifecycle.run(
             path,

@@ -17,6 +17,7 @@ from tqe.cli.predictor import folder_of
 from tqe.ml import ModelError, canary, model
 from tqe.ml.watch import Watch
 from tqe.settings import Settings
+from tqe.steward.model import Fault
 from tqe.store.learning import Files
 
 VERSIONS_KEPT: Final = 8
@@ -41,17 +42,17 @@ class Vault:
         """Whether workers of this host may load it."""
         return bool(version) and (self._folder / version / model.MANIFEST).is_file()
 
-    def install(self, version: str, files: Files) -> Future[tuple[str, bool]]:
+    def install(self, version: str, files: Files) -> Future[tuple[str, Fault]]:
         """Write a version aside, check it, let a canary load it, and only then give it its name.
 
-        The answer is (reason why not, '' if all is well; whether that is the fault of the bytes, so that no
-        host may try them again). On a thread: the canary may take two seconds, and leases must be renewed.
+        The answer is (reason why not, '' if all is well; whose fault that is). On a thread: the canary may take
+        two seconds, and leases must be renewed.
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="tqe-model")
         return self._pool.submit(self._install, version, files)
 
-    def _install(self, version: str, files: Files) -> tuple[str, bool]:
+    def _install(self, version: str, files: Files) -> tuple[str, Fault]:
         aside = self._folder / f".{version}"
         try:
             shutil.rmtree(aside, ignore_errors=True)
@@ -62,31 +63,33 @@ class Vault:
                 (aside / model.MODEL).write_bytes(files.model)
             return self._vet(aside, version)
         except OSError as e:
-            return f"{self._folder} cannot be written: {e}", False
+            return f"{self._folder} cannot be written: {e}", "host"
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def _vet(self, aside: Path, version: str) -> tuple[str, bool]:
+    def _vet(self, aside: Path, version: str) -> tuple[str, Fault]:
         try:
             model.Manifest.load(json.loads((aside / model.MANIFEST).read_bytes()))
         except ModelError as e:
-            return str(e), False  # another release's, which that one can use
+            return str(e), "host"  # another release's, which that one can use
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            return f"the manifest is damaged or is none: {e!r}", True
+            return f"the manifest is damaged or is none: {e!r}", "version"
         try:
-            if self._library:
-                self._gate.admit(aside)
-            else:
-                model.read(aside)  # without the library its bytes are never loaded: the mean is used
+            model.read(aside)
         except ModelError as e:
-            return str(e), True
+            return str(e), "version"
+        try:
+            if self._library:  # without it the mean is used, and the model's bytes are never loaded
+                self._gate.admit(aside)
+        except ModelError as e:
+            return str(e), "model"
         target = self._folder / version
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
         for old in model.versions(self._folder)[:-VERSIONS_KEPT]:
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
-        return "", False
+        return "", ""
 
     # -- the watch
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -55,12 +55,17 @@ class Watch(Protocol):
     ) -> Report | None: ...
 
 
+# Whose fault it is that a version cannot be used: this host's alone; the version's, whose files do not fit
+# each other; its model's, whose bytes are as they should be and end or hang whatever loads them.
+Fault = Literal["", "host", "version", "model"]
+
+
 class Models(Protocol):
     """What the composition root hands in: the folder of vetted versions, the watch, trainings."""
 
     def has(self, version: str) -> bool: ...
-    def install(self, version: str, files: Files) -> Future[tuple[str, bool]]:
-        """Vet a version; in the end (reason why not or '', whether its bytes are to blame)."""
+    def install(self, version: str, files: Files) -> Future[tuple[str, Fault]]:
+        """Vet a version; in the end (reason why not or '', whose fault that is)."""
 
     def watch(self, version: str, rung: str) -> Watch | None: ...
     def train(self, *, servers: int) -> None: ...
@@ -86,8 +91,8 @@ class ModelReport:
 @dataclass(slots=True)
 class _Installing:
     version: str
-    key: str
-    future: Future[tuple[str, bool]]
+    sha256: str
+    future: Future[tuple[str, Fault]]
 
 
 @dataclass
@@ -118,7 +123,7 @@ class ModelDuty:
         self._count()
         self._judge_deaths()
         state = learning.state(context.door, context.keys)
-        if state.key and state.key in state.refused:
+        if state.version and state.refusal:
             self._withdraw(state, report)
             return report
         ready = self._install(state, report)
@@ -149,27 +154,28 @@ class ModelDuty:
             _log.error(f"model {state.version} is published, but its files are not in Redis")
             return True
         future = self.models.install(state.version, files)
-        self._installing = _Installing(state.version, state.key, future)
+        self._installing = _Installing(state.version, state.sha256, future)
         self.next_in_s = INSTALLING_S
         return False
 
     def _installed(self, done: _Installing, report: ModelReport) -> None:
-        reason, damaged = done.future.result()
+        reason, fault = done.future.result()
         if not reason:
             report.installed = done.version
             _log.info(f"model {done.version} is installed")
             return
         report.refused = reason
-        if damaged:
-            _log.error(f"model {done.version} is refused, and will not be tried again: {reason}")
-            learning.refuse(self.context.door, self.context.keys, done.key, reason)
-            self.next_in_s = INSTALLING_S
-        else:
+        if fault == "host":
             _log.warning(f"model {done.version} cannot be used on this host: {reason}")
             self._unusable.add(done.version)
+            return
+        _log.error(f"model {done.version} is refused, and will not be tried again: {reason}")
+        what = done.sha256 if fault == "model" else done.version
+        learning.refuse(self.context.door, self.context.keys, what, reason)
+        self.next_in_s = INSTALLING_S
 
     def _withdraw(self, state: ModelState, report: ModelReport) -> None:
-        report.refused = state.refused[state.key]
+        report.refused = state.refusal
         learning.withdraw(self.context.door, self.context.keys, state.version)
         self.next_in_s = INSTALLING_S
 

@@ -85,14 +85,14 @@ class ModelState:
     rung: str = "fifo"
     modes: Mapping[str, str] = field(default_factory=dict)
     bans: Mapping[str, int] = field(default_factory=dict)  # hash → deaths
-    refused: Mapping[str, str] = field(default_factory=dict)  # hash → why no host may load it
+    refused: Mapping[str, str] = field(default_factory=dict)  # hash or version → why no host may load it
     scored: int = 0
     fallbacks: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def key(self) -> str:
-        """What is refused where the version may not be loaded."""
-        return self.sha256 or self.version
+    def refusal(self) -> str:
+        """Why the version may not be loaded, '' if it may."""
+        return self.refused.get(self.sha256) or self.refused.get(self.version) or ""
 
     def mode(self, lane: str) -> str:
         """The lane's mode; the default where none was set."""
@@ -119,11 +119,6 @@ class Published:
     trained_at: str
     chosen: str
     rung: str
-
-    @property
-    def key(self) -> str:
-        """What is refused where it may not be loaded: the model, or the version where there is none."""
-        return self.sha256 or self.version
 
 
 def state(door: SyncDoor, keys: Keys) -> ModelState:
@@ -267,7 +262,9 @@ def withdraw(door: SyncDoor, keys: Keys, version: str) -> bool:
         facts = pipe.hget(keys.model, f"facts:{name}") if name else None
         manifest = pipe.hget(keys.model, f"manifest:{name}") if name else None
         made = None if facts is None or manifest is None else _published(name, facts)
-        if made is not None and pipe.hexists(keys.model, f"refused:{made.key}"):
+        if made is not None and any(
+            pipe.hexists(keys.model, f"refused:{one}") for one in (made.sha256, made.version)
+        ):
             made = None
         pipe.multi()
         if current.decode() != version:
@@ -328,9 +325,9 @@ def set_rung(door: SyncDoor, keys: Keys, version: str, rung: str) -> bool:
     return bool(_must(door, keys, change))
 
 
-def refuse(door: SyncDoor, keys: Keys, key: str, reason: str) -> None:
-    """No host may load what has that key, ever."""
-    ask(door, ("HSET", keys.model, f"refused:{key}", reason[:500]))
+def refuse(door: SyncDoor, keys: Keys, what: str, reason: str) -> None:
+    """No host may load that version, or the model of that SHA-256, ever."""
+    ask(door, ("HSET", keys.model, f"refused:{what}", reason[:500]))
 
 
 def add_death(door: SyncDoor, keys: Keys, sha256: str) -> int:

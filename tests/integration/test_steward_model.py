@@ -32,7 +32,7 @@ class Verdict:
 class Models:
     """A folder that does as it is told."""
 
-    answers: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    answers: dict[str, tuple[str, str]] = field(default_factory=dict)
     installed: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     judged: list[dict[str, Any]] = field(default_factory=list)
@@ -40,17 +40,17 @@ class Models:
     trainings: list[int] = field(default_factory=list)
     ended: str | None = None
     training: bool = False
-    pending: Future[tuple[str, bool]] | None = None
+    pending: Future[tuple[str, str]] | None = None
 
     def has(self, version: str) -> bool:
         return version in self.installed
 
-    def install(self, version: str, files: Files) -> Future[tuple[str, bool]]:
+    def install(self, version: str, files: Files) -> Future[tuple[str, str]]:
         self.asked.append(version)
         if self.pending is not None:
             return self.pending
-        done: Future[tuple[str, bool]] = Future()
-        answer = self.answers.get(version, ("", False))
+        done: Future[tuple[str, str]] = Future()
+        answer = self.answers.get(version, ("", ""))
         if not answer[0]:
             self.installed.append(version)
         done.set_result(answer)
@@ -128,7 +128,7 @@ def test_a_version_is_told_only_after_it_was_vetted(host: Host) -> None:
     host.settle()
     assert host.models.asked == ["v1"] and host.word == before
     host.models.installed.append("v1")
-    host.models.pending.set_result(("", False))
+    host.models.pending.set_result(("", ""))
     host.settle()
     assert host.word == before + 1
     host.settle()
@@ -150,7 +150,7 @@ def test_modes_and_the_rung_are_told(host: Host) -> None:
 def test_a_refused_version_is_withdrawn_and_never_tried_again(host: Host) -> None:
     host.publish(1)
     host.settle()
-    host.models.answers["v2"] = ("the canary was killed by signal 11", True)
+    host.models.answers["v2"] = ("the canary was killed by signal 11", "model")
     host.publish(2)
     host.settle()
     state = host.state()
@@ -162,7 +162,7 @@ def test_a_refused_version_is_withdrawn_and_never_tried_again(host: Host) -> Non
 
 
 def test_where_none_is_left_lanes_are_fifo(host: Host) -> None:
-    host.models.answers["v1"] = ("damaged", True)
+    host.models.answers["v1"] = ("damaged", "version")
     host.publish(1)
     host.settle()
     state = host.state()
@@ -170,7 +170,7 @@ def test_where_none_is_left_lanes_are_fifo(host: Host) -> None:
 
 
 def test_what_only_this_host_cannot_use_stays_for_the_others(host: Host) -> None:
-    host.models.answers["v1"] = ("the model is of format 2.1", False)
+    host.models.answers["v1"] = ("the model is of format 2.1", "host")
     host.publish(1)
     host.settle()
     host.settle()
