@@ -393,8 +393,6 @@ def test_a_poisoned_model_gives_way_to_the_mean_and_then_to_fifo(scene: Scene, g
     scene.work_until(lambda: scene.state().rung != "model", "the watch lowers it")
     assert "now by" in scene.says("now by")
     scene.work()
-    print(scene.program.text())
-    print(scene.redis.xrevrange(KEYS.traces,count=4))
     scene.close()
 
 
