@@ -14,7 +14,7 @@ from tqe.ml.score import Booster, Scorer
 from tqe.settings import Settings
 from tqe.store.model import Mode
 from tqe.telemetry import logs
-from tqe.worker.ordering import Waiting
+from tqe.worker.ordering import NotHere, Waiting
 
 _log = logs.get("model")
 
@@ -57,17 +57,19 @@ class ModelPredictor:
     def preload(self, version: str) -> None:
         """Load before the fork what workers will ask for, so that they share its pages; or leave it to
         them."""
-        with contextlib.suppress(ModelError):
+        with contextlib.suppress(ModelError, NotHere):
             self.load(version)
 
     def load(self, version: str) -> None:
-        """Raises ModelError; what was loaded before stays then."""
+        """Raises NotHere, ModelError; what was loaded before stays then."""
         if version == self._version:
             return
         if not version:
             self._take(None, None)
             self._version = ""
             return
+        if not (self._folder / version / model.MANIFEST).is_file():
+            raise NotHere(version)
         # Checked against its hashes again: the steward's canary has survived these bytes, and no others.
         files = model.read(self._folder / version)
         booster = None

@@ -242,16 +242,22 @@ class ModelDuty:
             self._after = learning.last_trace(context.door, context.keys)
             self._new_traces = learning.traces_held(context.door, context.keys)
         if state.version != self._watched:
-            self._watched = state.version
-            self._watch = None
-            if state.version and state.chosen != "fifo" and self.models.has(state.version):
-                self._watch = self.models.watch(state.version, state.rung)
+            self._watch_over(state)
         for name, line in learning.entries(context.door, context.keys, self._after, TRACES_MAX):
             self._after = name
             self._new_traces += 1
             self._judge(state, line, report)
         if state.rung == "model" and not report.rung and self._too_old(state):
             self._step_to(state, "mean", "it was trained a month ago", report)
+
+    def _watch_over(self, state: ModelState) -> None:
+        """Begin to watch another version, as soon as this host has it: its floor stands in the manifest."""
+        self._watch = None
+        if state.version and state.chosen != "fifo":
+            if not self.models.has(state.version):
+                return
+            self._watch = self.models.watch(state.version, state.rung)
+        self._watched = state.version
 
     def _judge(self, state: ModelState, line: bytes, report: ModelReport) -> None:
         if self._watch is None:

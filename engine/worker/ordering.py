@@ -50,6 +50,10 @@ class Waiting(NamedTuple):
     fields: Mapping[str, Value] | None = None
 
 
+class NotHere(TQEError):
+    """This host does not have that version yet; its steward says when it has."""
+
+
 class Predictor(Protocol):
     """What the engine asks of `tqe.ml`; the composition root hands it in, opened before the fork.
 
@@ -62,7 +66,8 @@ class Predictor(Protocol):
 
     def load(self, version: str) -> None:
         """Take this version from the local folder, where the steward has written it and a canary has survived
-        it; '' means no model. Raises when it cannot; what was loaded before stays then."""
+        it; '' means no model. Raises when it cannot, NotHere when the steward is still at it; what was loaded
+        before stays then."""
 
     def use(self, rung: str) -> None:
         """From now on the model predicts (`model`), the hierarchical mean (`mean`), or nothing (`fifo`)."""
@@ -179,6 +184,8 @@ class Ordering:
         self._say_scoring()
         try:
             predictor.load(order.version)
+        except NotHere:
+            pass
         except Exception as e:  # whatever a predictor raises, jobs go on
             self._own["load"] += 1
             log.warning("model %s cannot be used (%s: %s)", order.version, type(e).__name__, e)

@@ -243,6 +243,7 @@ def scene(redis_server: RedisServer, tmp_path: Path) -> Iterator[Scene]:
     made = Scene(tmp_path, redis_server, client, redis_server.client(), door)
     yield made
     if made.program is not None:
+        print(made.program.text())
         made.program.close()
     client.close()
     made.redis.close()
@@ -306,7 +307,9 @@ def test_no_bad_version_reaches_a_worker(scene: Scene, good: Made) -> None:
 def test_what_is_no_prediction_costs_a_job_its_place_and_nothing_else(scene: Scene, good: Made) -> None:
     """Infinite predictions; a task's own column function that raises, until it is turned off."""
     assert good.files.model is not None
-    text = re.sub(rb"(?m)^leaf_value=.*$", _infinite, good.files.model)
+    # Without the sizes of its trees, which hold no longer: the library reads one after the other then.
+    text = re.sub(rb"(?m)^tree_sizes=.*\n", b"", good.files.model)
+    text = re.sub(rb"(?m)^leaf_value=.*$", _infinite, text)
     endless = other(good, 1, text, reference_ratios=[float("inf")] * len(good.manifest.reference_rows))
     scene.start(good=endless)
     pids = scene.pids()
@@ -324,24 +327,24 @@ def _infinite(line: re.Match[bytes]) -> bytes:
     return b"leaf_value=" + b" ".join(b"1e300" for _ in line[0].split())
 
 
-def test_a_slow_or_raising_predictor_is_left_alone_for_a_minute(scene: Scene, good: Made) -> None:
+@pytest.mark.parametrize(("flag", "reason"), [("slow", "slow"), ("raise", "error")])
+def test_a_slow_or_raising_predictor_is_left_alone_for_a_minute(
+    scene: Scene, good: Made, flag: str, reason: str
+) -> None:
     scene.start(good=good)
     pids = scene.pids()
+    scene.work_until(lambda: scene.state().scored > 0, "the model is in use")
+    scene.flag(flag)
+    scene.work_until(lambda: scene.state().fallbacks.get(reason, 0) > 0, "the breaker opens")
     scene.work()
-    scene.flag("slow")
-    scene.work_until(lambda: scene.state().fallbacks.get("slow", 0) > 0, "the breaker opens")
-    scene.flag("slow", False)
-    scene.publish(other(good, 1))
-    scene.says(f"model {other(good, 1).manifest.version} is installed")
-    scene.flag("raise")
-    scene.work_until(lambda: scene.state().fallbacks.get("error", 0) > 0, "it is counted")
     scene.same(pids)
     scene.close()
 
 
 def test_the_second_worker_that_dies_while_scoring_ends_the_model(scene: Scene, good: Made) -> None:
     scene.start(good=good)
-    first = other(good, 1)
+    assert good.files.model is not None
+    first = other(good, 1, good.files.model + b"\n")
     scene.publish(first)
     scene.says(f"model {first.manifest.version} is installed")
     scene.work()
