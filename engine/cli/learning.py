@@ -158,7 +158,7 @@ def status(settings: Settings, as_json: bool) -> None:
         held = learning.traces_held(queue.door, queue.keys)
     modes = _modes(settings, state)
     if as_json:
-        emit(_as_dict(state, modes, held))
+        emit(_as_dict(state, modes))
         return
     rows = table("lane", "mode")
     for lane, one in modes.items():
@@ -185,7 +185,8 @@ def status(settings: Settings, as_json: bool) -> None:
     )
 
 
-def _as_dict(state: ModelState, modes: dict[str, str], held: int) -> dict[str, Any]:
+def _as_dict(state: ModelState, modes: dict[str, str]) -> dict[str, Any]:
+    # Scripts of others rely on these names, and on no more of them.
     return {
         "mode": modes,
         "rung": state.rung,
@@ -193,17 +194,11 @@ def _as_dict(state: ModelState, modes: dict[str, str], held: int) -> dict[str, A
             "version": state.version,
             "sha256": state.sha256 or None,
             "trained_at": state.trained_at,
-            "chosen": state.chosen,
         }
         if state.version
         else None,
         "scored": state.scored,
         "fallbacks": dict(state.fallbacks),
-        "previous": state.previous or None,
-        "bound_s": state.bound_us / 1e6,
-        "scale_s": state.mean_us / 1e6,
-        "traces": held,
-        "refused": dict(state.refused),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 
 from tqe import clock, formats
@@ -69,6 +70,7 @@ class Fetcher:
         runner.capture.ordering = self.ordering
         self._incarnation = ""
         self._calls: working.Fetcher | None = None
+        self._bounds: Mapping[str, int] = {}  # that `_calls` have
         self._mismatches = 0
         self._jobs_budget = JOBS_FIRST
         self._unanswered: asyncio.Future[Any] | None = None
@@ -104,11 +106,13 @@ class Fetcher:
     def call(self) -> Call:
         """The next fetch, with budgets from the measured time of jobs."""
         ordering = self.ordering
+        ordering.look()
         calls = self._calls
-        if calls is None or ordering.look():
+        if calls is None or ordering.bounds is not self._bounds:
             calls = self.reorder()
         jobs = self._suspects.jobs_max(self._jobs_budget)
-        frames = WINDOW_JOBS if ordering.on else jobs
+        # Of an ordered lane more is looked at than will be kept.
+        frames = max(jobs, WINDOW_JOBS) if ordering.on else jobs
         free_rows, _ = self._slot.free_rows()
         return calls.call(
             jobs_max=jobs,
@@ -121,7 +125,7 @@ class Fetcher:
         """From the next fetch on the lanes have the bounds of now."""
         if not self._incarnation:
             raise RuntimeError("begin() first")
-        bounds = self.ordering.bounds
+        self._bounds = bounds = self.ordering.bounds
         self._lanes = [working.LaneRule(lane.name, bounds.get(lane.name, 0)) for lane in self._lanes]
         calls = working.Fetcher(self._keys, self._incarnation, self._lanes, self._settings.lease_ms)
         self._calls = calls
@@ -154,7 +158,7 @@ class Fetcher:
         self._view.add("fetch_us", max(0, now_ns - self.sent_at) // 1000)
         self._hold.expected += len(fetched.frames)
         self._audit(fetched.hlen)
-        if self.ordering.on:
+        if self.ordering.on and self.ordering.concerns(fetched.frames):
             leases = self._take_in_order(fetched)
         else:
             leases = self.take_in(fetched.frames, cancels=fetched.cancels, now_us=fetched.now_us)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final, NamedTuple, Protocol
 
 from tqe import clock, codec
@@ -35,6 +36,7 @@ LOOK_MAX_NS: Final = 2_000_000_000
 BATCH_NS_MAX: Final = 50_000_000
 BAD_BATCHES_MAX: Final = 3
 BREAK_NS: Final = 60_000_000_000
+_lane_of: Final = itemgetter(slice(79, 95))  # of a frame, padded with spaces
 REASONS: Final = ("columns", "library", "value", "slow", "error", "load")
 
 
@@ -156,10 +158,12 @@ class Ordering:
     quantum_ns: int
     time: clock.Clock = clock.SYSTEM
     fields: Mapping[bytes, Fields] = field(default_factory=dict)  # type → how its payloads are read
-    bounds: Mapping[str, int] = field(default_factory=dict)  # lane → T in µs, for `fetch`; 0 is FIFO
+    # Lane → T in µs, for `fetch`; 0 is FIFO. Another mapping whenever it changes.
+    bounds: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._order = NO_ORDER
+        self._ordered: frozenset[bytes] = frozenset()  # as it stands in a header
         self._loaded = ""
         self._lanes: dict[str, _Lane] = {}
         self._again_ns = 0  # when a lane that was left is looked at again; 0: never
@@ -194,13 +198,12 @@ class Ordering:
             self._closed_until_ns = self._bad_batches = 0
         self._scored(0)
 
-    def look(self) -> bool:
-        """Whether `bounds` have changed: a lane that was left FIFO is looked at again."""
-        if not self._again_ns or self.time.boottime_ns() < self._again_ns:
-            return False
-        return self._set_bounds()
+    def look(self) -> None:
+        """A lane that was left FIFO is looked at again, when it is time."""
+        if self._again_ns and self.time.boottime_ns() >= self._again_ns:
+            self._set_bounds()
 
-    def _set_bounds(self) -> bool:
+    def _set_bounds(self) -> None:
         now_ns = self.time.boottime_ns()
         usable = (
             self.predictor is not None
@@ -217,14 +220,19 @@ class Ordering:
         if self._closed_until_ns > now_ns:
             later.append(self._closed_until_ns)
         self._again_ns = min(later, default=0)
-        changed = bounds != self.bounds
-        self.bounds = bounds
-        return changed
+        if bounds != self.bounds:
+            self.bounds = bounds
+            self._ordered = frozenset(lane.encode().ljust(16) for lane, bound in bounds.items() if bound > 0)
 
     @property
     def on(self) -> bool:
         """Whether some lane is ordered now."""
-        return any(self.bounds.values())
+        return bool(self._ordered)
+
+    def concerns(self, frames: Sequence[bytes]) -> bool:
+        """Whether some of these come from an ordered lane. Asked for each fetch while any lane is ordered: a
+        lane of no-op jobs beside it must stay as fast as it is."""
+        return not self._ordered.isdisjoint(map(_lane_of, frames))
 
     # -- what was fetched
 
@@ -239,7 +247,7 @@ class Ordering:
         plan = Plan([], {}, [], [])
         by_lane: dict[str, list[bytes]] = {}
         for frame in frames:
-            lane = frame[79:95].rstrip().decode("ascii", "replace")
+            lane = _lane_of(frame).rstrip().decode("ascii", "replace")
             if self.bounds.get(lane, 0) > 0:
                 by_lane.setdefault(lane, []).append(frame)
             else:
@@ -341,8 +349,12 @@ class Ordering:
             self._set_bounds()
 
     def rungs(self, job: Waiting) -> tuple[float | None, float | None]:
-        """What each rung says of a job that is about to run; the watch compares it with how long it took."""
+        """What each rung says of a job that is about to run; the watch compares it with how long it took.
+        Nothing of a job too short to be ordered: the watch has no use for it, and it costs more than the
+        job."""
         if self.predictor is None or not self._loaded or self.time.boottime_ns() < self._closed_until_ns:
+            return None, None
+        if self._tiny([job]):
             return None, None
         self._say_scoring()
         try:

@@ -35,6 +35,7 @@ def capture(client: redis.Redis, jobs: int) -> None:
 def test_nothing_was_learnt_yet(cli: Cli) -> None:
     said = cli.json("ml", "status")
     assert said["mode"] == {"high": "bounded", "normal": "bounded", "low": "bounded"}
+    assert set(said) == {"mode", "rung", "model", "scored", "fallbacks"}
     assert said["rung"] == "fifo" and said["model"] is None
     assert said["scored"] == 0 and said["fallbacks"] == {}
     assert "none was published" in cli("ml", "status").stdout
@@ -44,7 +45,7 @@ def test_nothing_was_learnt_yet(cli: Cli) -> None:
 
 
 def test_from_captured_runs_to_a_version_and_back(
-    cli: Cli, redis_client: redis.Redis, tmp_path: Path
+    cli: Cli, redis_client: redis.Redis, door: SyncDoor, tmp_path: Path
 ) -> None:
     capture(redis_client, 2500)
     path = tmp_path / "jobs.csv.gz"
@@ -55,8 +56,8 @@ def test_from_captured_runs_to_a_version_and_back(
     first = cli.json("ml", "train", "--servers", "4")
     assert first["chosen"] == "model" and first["folder"] is None
     said = cli.json("ml", "status")
-    assert said["rung"] == "model" and said["traces"] == 2500
-    assert said["model"]["version"] == first["version"] and said["model"]["sha256"] == first["sha256"]
+    assert said["rung"] == "model"
+    assert said["model"] == {name: first[name] for name in ("version", "sha256", "trained_at")}
     held = redis_client.hgetall(KEYS.model)
     version = first["version"].encode()
     assert held[b"bytes:" + version].startswith(b"tree") and held[b"manifest"] == held[b"manifest:" + version]
@@ -68,8 +69,10 @@ def test_from_captured_runs_to_a_version_and_back(
     assert second["version"] != first["version"]
     assert cli.json("ml", "rollback") == {"from": second["version"], "to": first["version"]}
     said = cli.json("ml", "status")
-    assert said["model"]["version"] == first["version"] and said["previous"] == second["version"]
-    assert said["model"]["sha256"] == first["sha256"] and said["bound_s"] == pytest.approx(first["bound_s"])
+    assert said["model"] == {name: first[name] for name in ("version", "sha256", "trained_at")}
+    state = learning.state(door, KEYS)
+    assert state.previous == second["version"] and state.bound_us == int(first["bound_s"] * 1e6)
+    assert learning.traces_held(door, KEYS) == 3100
 
 
 def test_modes_are_set_by_lane(cli: Cli, redis_client: redis.Redis) -> None:

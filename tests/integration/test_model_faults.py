@@ -40,23 +40,25 @@ APP = '''
 import os, signal, time
 from pathlib import Path
 from tqe import App
-from tqe.ml.score import Booster
+from tqe.ml.score import Booster, Scorer
 
 app = App()
 here = Path(__file__).parent
-predict = Booster.predict
+predict, score = Booster.predict, Scorer.score
 
-def faulty(self, flat, rows):
-    """What a broken model does to its worker."""
+def slow(self, flat, rows):
     if (here / "slow").exists():
         time.sleep(0.012)
-    if (here / "raise").exists():
-        raise ValueError("a defect")
-    if (here / "die").exists() and os.path.basename(os.getcwd()):
-        os.kill(os.getpid(), signal.SIGSEGV)
     return predict(self, flat, rows)
 
-Booster.predict = faulty
+def broken(self, jobs):
+    if (here / "raise").exists():
+        raise ValueError("a defect")
+    if (here / "die").exists():
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return score(self, jobs)
+
+Booster.predict, Scorer.score = slow, broken
 
 @app.task("NAP")
 def nap(ms: float, user: str) -> None:
@@ -79,13 +81,19 @@ if "tqe.ml.canary" in " ".join(sys.orig_argv) and (Path(__file__).parent / "hang
 KEYS = Keys()
 
 
+def one(draw: random.Random) -> tuple[float, str]:
+    """How long a job takes, and whose it is: some users' jobs are longer, so that means predict as well."""
+    user = draw.choice("abc")
+    return round(min(8.0, draw.lognormvariate("abc".index(user) - 1.0, 0.8)), 3), user
+
+
 def runs(jobs: int = 1500) -> list[dict[str, Any]]:
     """As captured: how long a job takes stands in its payload."""
     draw = random.Random(3)
     found, now_us = [], 1.7e15
     for _ in range(jobs):
         now_us += draw.expovariate(1.0) * (20_000 if draw.random() < 0.05 else 600)
-        ms, user = draw.lognormvariate(0.0, 1.0), draw.choice("abc")
+        ms, user = one(draw)
         found.append(
             {
                 "type": "NAP", "lane": "normal", "payload_bytes": 30, "attempt": 1, "entered_us": now_us,
@@ -193,17 +201,15 @@ class Scene:
     def work(self, jobs: int = 120, kind: str = "NAP", ms: Callable[[int], float] | None = None) -> None:
         """A backlog of jobs of different length, and its end."""
         draw = random.Random(self.submitted)
-        payloads = [
-            {"ms": ms(k) if ms else round(min(8.0, draw.lognormvariate(0, 1)), 3), "user": draw.choice("abc")}
-            for k in range(jobs)
-        ]
+        drawn = [one(draw) for _ in range(jobs)]
+        payloads = [{"ms": ms(k) if ms else own, "user": user} for k, (own, user) in enumerate(drawn)]
         self.client.submit_many([(kind, payload) for payload in payloads])
         self.submitted += jobs
         self.completed()
 
     def work_until(self, reached: Callable[[], bool], what: str) -> None:
         """Backlog after backlog, until it is so."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 40
         while not reached():
             assert time.monotonic() < end, f"not reached: {what}; {self.state()}"
             self.work(100)

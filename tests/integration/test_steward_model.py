@@ -126,13 +126,14 @@ def test_a_version_is_told_only_after_it_was_vetted(host: Host) -> None:
     host.models.pending = Future()
     host.publish(1)
     host.settle()
-    assert host.models.asked == ["v1"] and host.word == before
+    assert host.models.asked == ["v1"] and host.word == before and not host.models.judged
     host.models.installed.append("v1")
     host.models.pending.set_result(("", ""))
     host.settle()
     assert host.word == before + 1
     host.settle()
     assert host.word == before + 1 and host.models.asked == ["v1"]
+    assert host.models.judged == [{"watch": "v1", "rung": "model"}]  # once, and only now
 
 
 def test_modes_and_the_rung_are_told(host: Host) -> None:
