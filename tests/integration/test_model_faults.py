@@ -391,7 +391,7 @@ def test_a_poisoned_model_gives_way_to_the_mean_and_then_to_fifo(scene: Scene, g
     trace = traces.trace_of("t", runs())
     judged = trainer.judge(trace, servers=2)
     walk, split = judged.fitted.walk, judged.fitted.split
-    turned = [mean * mean / seconds for mean, seconds in zip(walk.means, trace.duration_s, strict=True)]
+    turned = [judged.mean_s**2 / seconds for seconds in trace.duration_s]
     text, rounds = boost(walk.rows, walk.means, turned, walk.columns, stop=split.stop, end=split.gate)
     assert rounds
     booster = trainer.Booster(text, walk.columns.width)
