@@ -45,8 +45,8 @@ class Vault:
     def install(self, version: str, files: Files) -> Future[tuple[str, Fault]]:
         """Write a version aside, check it, let a canary load it, and only then give it its name.
 
-        The answer is (reason why not, '' if all is well; whose fault that is). On a thread: the canary may take
-        two seconds, and leases must be renewed.
+        The answer is (reason why not, '' if all is well; whose fault that is). On a thread: the canary may
+        take two seconds, and leases must be renewed.
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="tqe-model")
