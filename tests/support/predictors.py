@@ -31,6 +31,13 @@ class Told:
             raise OSError("no such version")
         self.loaded.append(version)
 
+    def use(self, rung: str) -> None: ...
+
+    def rungs(self, job: Waiting) -> tuple[float | None, float | None]:
+        return None, None
+
+    def completed(self, job: Waiting, run_s: float) -> None: ...
+
     def score(self, jobs: Sequence[Waiting]) -> Sequence[float | None]:
         self.asked += jobs
         return [self.change(json.loads(job.payload)["ms"] / 1000) for job in jobs]
