@@ -221,7 +221,6 @@ class Registry:
 
 # ------------------------------------------------------------------ options of a task
 
-
 class DeclaredOptions(TypedDict, total=False):
     """What stands in `@app.task(...)`; None is the same as not given. Spans in seconds."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 from collections import Counter
 from typing import Final
@@ -10,9 +12,12 @@ from starlette.requests import Request
 
 from tqe import clock
 from tqe.api.problems import Problem
-from tqe.api.pulse import Pulse
+from tqe.api.pulse import ANSWER_S, PERIOD_S, STALE_S, Pulse
+from tqe.client import AsyncClient
+from tqe.errors import TQEError
 from tqe.settings import Settings
-from tqe.store.reading import QueueStatus
+from tqe.store import backlog
+from tqe.store.backlog import Backlog
 from tqe.store.tokens import Token
 
 CALLER: Final = "tqe.caller"  # in a request's scope: the token's name, None where nobody needs one
@@ -22,15 +27,34 @@ RETRY_S_MAX: Final = 60
 class Limits:
     """What one server process has let in; each process counts for itself. `active`: there is any limit."""
 
-    def __init__(self, settings: Settings, pulse: Pulse) -> None:
+    def __init__(self, settings: Settings, client: AsyncClient, pulse: Pulse) -> None:
         self._rate_per_s = settings.http_rate_per_s
         self._jobs_max = settings.http_backlog_jobs_max
         self._backlog_s_max = settings.http_backlog_s_max
+        self._lanes = settings.lanes
+        self._client = client
         self._pulse = pulse
         self._left: dict[str | None, tuple[float, int]] = {}  # caller → requests that are left, as of when
-        self._entered: Counter[str] = Counter()  # by lane, since that look of the pulse
-        self._status: QueueStatus | None = None
-        self.active = bool(self._rate_per_s or self._jobs_max is not None or self._backlog_s_max is not None)
+        self._backlog: Backlog | None = None
+        self._read_ns = 0
+        self._entered: Counter[str] = Counter()  # by lane, since the backlog was read
+        self._caps = self._jobs_max is not None or self._backlog_s_max is not None
+        self.active = self._caps or self._rate_per_s is not None
+
+    async def run(self) -> None:
+        """Read what waits once a second until cancelled, if that is limited."""
+        while self._caps:
+            await self.look()
+            await asyncio.sleep(PERIOD_S)
+
+    async def look(self) -> None:
+        """Read it once; where that fails the last one counts for a while."""
+        question = self._client.run(backlog.look(self._client.core.keys, self._lanes))
+        before = self._entered.copy()
+        with contextlib.suppress(TQEError, TimeoutError):
+            self._backlog = await asyncio.wait_for(question, ANSWER_S)
+            self._read_ns = clock.monotonic_ns()
+            self._entered -= before  # what went in meanwhile may count twice, rather than not at all
 
     def ask(self, request: Request, token: Token | None) -> None:
         """Let a request in. Raises Problem if the caller has asked too often."""
@@ -63,26 +87,24 @@ class Limits:
     def enter(self, lane: str) -> Problem | None:
         """Let a job enter the lane; what to answer when too much waits there. What this process has let in
         since Redis was asked last counts too."""
-        status = self._pulse.fresh
-        if status is None or lane not in status.lanes:
+        found = self._backlog.lanes.get(lane) if self._backlog is not None else None
+        if found is None or clock.monotonic_ns() - self._read_ns > STALE_S * 1e9:
             return None
-        if status is not self._status:
-            self._status = status
-            self._entered.clear()
-        waiting = status.lanes[lane].queued + self._entered[lane]
-        mean_s, per_s = self._pulse.mean_s, self._pulse.rate_per_s
+        waiting = found.jobs + self._entered[lane]
+        mean_s = found.seconds / found.jobs if found.jobs else 0.0
         room = math.inf if self._jobs_max is None else self._jobs_max
         if self._backlog_s_max is not None and mean_s:
             room = min(room, self._backlog_s_max / mean_s)
         if waiting < room:
             self._entered[lane] += 1
             return None
-        work = "" if mean_s is None else f", about {waiting * mean_s:.0f} seconds of work on one worker"
+        per_s = self._pulse.rate_per_s
         return _too_many(
             "backlog-full",
             "Too much waits",
-            f"{waiting} jobs wait in the lane {lane}{work}; the settings http_backlog_jobs_max and"
-            " http_backlog_s_max say how many may: wait, or run more workers",
+            f"{waiting} jobs wait in the lane {lane}, about {waiting * mean_s:.0f} seconds of work on one"
+            " worker; the settings http_backlog_jobs_max and http_backlog_s_max say how much may: wait, or"
+            " run more workers",
             (waiting - room + 1) / per_s if per_s > 0.01 else RETRY_S_MAX,
             lane=lane,
         )

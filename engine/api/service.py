@@ -60,9 +60,9 @@ class Service:
             host=self.options.host,
             origins=self.settings.http_origins,
         )
-        self.limits = Limits(self.settings, self.pulse)
+        self.limits = Limits(self.settings, self.client, self.pulse)
         self.live = Live(self.pulse, views.parts(self.client, self.pulse))
-        looking = [asyncio.create_task(one.run()) for one in (self.pulse, self.guard, self.live)]
+        looking = [asyncio.create_task(one.run()) for one in (self.pulse, self.guard, self.limits, self.live)]
         try:
             yield
         finally:
