@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from tqe.job import JobStatus
     from tqe.settings import Settings
+    from tqe.worker.reporting import FailedAttempt
 
 __version__ = "0.1.0.dev0"
 
@@ -82,6 +83,7 @@ _HOMES: Final = {
     ),
     "tqe.job": ("JobStatus",),
     "tqe.settings": ("Settings",),
+    "tqe.worker.reporting": ("FailedAttempt",),
 }
 _HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -94,6 +96,7 @@ __all__ = [
     "AsyncJobHandles",
     "Client",
     "CurrentJob",
+    "FailedAttempt",
     "IdempotencyConflict",
     "InvalidOption",
     "InvalidPayload",

@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, Generic, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from tqe import current, settings
 from tqe.client import AsyncClient, AsyncJobHandle, AsyncJobHandles, Client, JobHandle, JobHandles
@@ -25,9 +25,14 @@ from tqe.registry import DeclaredOptions, Registry, Task, TaskOptions, place_of,
 from tqe.schedule import Schedule, Timetable, make, timetable
 from tqe.settings import Settings
 
+if TYPE_CHECKING:
+    from tqe.worker.reporting import FailedAttempt
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Hook = TypeVar("Hook", bound=Callable[[], Any])
+ErrorHook = TypeVar("ErrorHook", bound="Callable[[FailedAttempt], Any]")
+AnyHook = TypeVar("AnyHook", bound=Callable[..., Any])
 AnyAppTask = TypeVar("AnyAppTask", bound="AppTask[..., Any]")
 Progress = Callable[[int], None]
 
@@ -50,6 +55,7 @@ class App:
         self.schedules: dict[str, Schedule] = {}
         self.worker_start_hooks: list[Callable[[], Any]] = []
         self.worker_stop_hooks: list[Callable[[], Any]] = []
+        self.error_hooks: list[Callable[[FailedAttempt], Any]] = []
         self._code = code
         self._settings: Settings | None = None
         self._make_client: Callable[..., Client] = Client
@@ -238,6 +244,12 @@ class App:
     def on_worker_stop(self, hook: Hook) -> Hook:
         """Call the function in each worker after its last job."""
         self.worker_stop_hooks.append(_plain(hook))
+        return hook
+
+    def on_error(self, hook: ErrorHook) -> ErrorHook:
+        """Call the function with each attempt that fails (`tqe.FailedAttempt`), in the worker but beside its
+        jobs: a hook that raises is logged, one that is slow misses some. See docs/OBSERVING.md."""
+        self.error_hooks.append(_plain(hook))
         return hook
 
     def run_start_hooks(self) -> None:
@@ -475,7 +487,7 @@ _FOREIGN: Final = tuple(
 # ------------------------------------------------------------------ helpers
 
 
-def _plain(hook: Callable[[], Any]) -> Callable[[], Any]:
+def _plain(hook: AnyHook) -> AnyHook:
     if inspect.iscoroutinefunction(hook):
         raise RegistrationError(f"{place_of(hook)} is async, but hooks of workers are plain functions")
     return hook

@@ -222,6 +222,7 @@ def work(
         on_start=start,
         on_stop=app.run_stop_hooks,
         predictor=predictor,
+        on_error=app.error_hooks,
     )
 
 

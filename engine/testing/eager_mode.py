@@ -44,7 +44,8 @@ from tqe.registry import Task
 from tqe.settings import Settings, override
 from tqe.store.reading import JobRecord
 from tqe.store.steps import Steps
-from tqe.worker.failures import Failures, RetryRule, rule_of
+from tqe.worker.failures import Failures, Outcome, RetryRule, rule_of
+from tqe.worker.reporting import FailedAttempt
 from tqe.worker.runner import NoLoop, told_of_result
 
 T = TypeVar("T")
@@ -245,12 +246,32 @@ class Eager:
         judged = self._failures.judge(
             job.task, error, attempts=job.failed, unknowns=0, rule=job.rule, in_arguments=in_arguments
         )
-        job.own["error"] = msgspec.json.decode(judged.error)
+        told = job.own["error"] = msgspec.json.decode(judged.error)
+        if judged.status != layout.OUT_CANCELLED:
+            self._tell_hooks(job, error, told, judged)
         if judged.status == layout.OUT_RETRY:
             job.failed += 1
             return True
         self._keep(job, _STATES[judged.status])
         return False
+
+    def _tell_hooks(self, job: _Job, error: BaseException, told: dict[str, Any], judged: Outcome) -> None:
+        """Here and now: an error hook that raises is a finding of the test."""
+        failed = FailedAttempt(
+            id=job.id,
+            type=job.task.name,
+            lane=job.lane,
+            attempt=job.failed + 1,
+            crashes=0,
+            reason=told.get("reason", ""),
+            message=told.get("message", ""),
+            exception=error,
+            will_retry=judged.status == layout.OUT_RETRY,
+            retry_in_s=judged.delay_ms / 1000,
+            _payload=lambda: codec_payload.decode(job.body),
+        )
+        for hook in self._app.error_hooks:
+            hook(failed)
 
     def _keep(self, job: _Job, state: str) -> None:
         now_ms, types = clock.wall_ms(), types_run_length([job.task.name])

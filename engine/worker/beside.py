@@ -82,12 +82,14 @@ class Beside:
         failed: Ends,
         changed: Callable[[], None],
         ended: list[hot.Lease],
+        killed: Callable[[Job], None],
     ) -> None:
         self._native = native
         self._view = view
         self._failed = failed
         self._changed = changed
         self._ended = ended
+        self._killed = killed
         self._slots = slots
         self._loop = asyncio.get_running_loop()
         self._helper: ThreadPoolExecutor | None = None
@@ -215,6 +217,7 @@ class Beside:
         view.set(layout.C_KILL_STEP, step)
         view.set(layout.C_KILL_KIND, layout.KILL_HARD_LIMIT)
         view.set(layout.C_IN_USER, step)
+        self._killed(job)
         os._exit(EXIT_HARD_LIMIT)
 
     def _help(self, job: HelpedJob, body: bytes) -> Any:

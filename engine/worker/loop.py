@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from tqe.worker.hold import Hold
 from tqe.worker.link import LOST, Link, Stopped
 from tqe.worker.ordering import Predictor
 from tqe.worker.peers import Peers
+from tqe.worker.reporting import Hook
 from tqe.worker.runner import JobRunner
 from tqe.worker.settler import PARTIAL_AFTER_NS, Settler
 from tqe.worker.suspects import Suspects
@@ -46,12 +47,13 @@ def run_worker(
     on_start: Callable[[], Any] | None = None,
     on_stop: Callable[[], Any] | None = None,
     predictor: Predictor | None = None,
+    on_error: Sequence[Hook] = (),
 ) -> int:
     """Be a worker until the board says stop. Returns the exit code.
 
     `install_limit_signal(handler)` makes the supervisor's signal call `handler` on the main thread; handlers
-    belong to the supervisor's code. `on_start` and `on_stop` are the app's hooks. `predictor` says how long
-    jobs will take; without one every lane is FIFO.
+    belong to the supervisor's code. `on_start`, `on_stop` and `on_error` are the app's hooks. `predictor`
+    says how long jobs will take; without one every lane is FIFO.
     """
     registry.freeze()
     gc.enable()
@@ -59,7 +61,10 @@ def run_worker(
         return _drive(
             runner.get_loop(),
             _main(
-                registry, settings, board, view, redis_url, install_limit_signal, on_start, on_stop, predictor
+                lambda: Worker(registry, settings, board, view, redis_url, predictor, on_error),
+                install_limit_signal,
+                on_start,
+                on_stop,
             ),
         )
 
@@ -81,17 +86,12 @@ def _drive(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, int]) -> i
 
 
 async def _main(
-    registry: Registry,
-    settings: Settings,
-    board: Board,
-    view: SlotView,
-    redis_url: str,
+    make: Callable[[], Worker],
     install_limit_signal: Callable[[Callable[[], None]], None],
     on_start: Callable[[], Any] | None,
     on_stop: Callable[[], Any] | None,
-    predictor: Predictor | None,
 ) -> int:
-    worker = Worker(registry, settings, board, view, redis_url, predictor)
+    worker = make()
     install_limit_signal(worker.runner.interrupt)
     if on_start is not None:
         on_start()
@@ -115,6 +115,7 @@ class Worker:
         view: SlotView,
         redis_url: str,
         predictor: Predictor | None = None,
+        on_error: Sequence[Hook] = (),
     ) -> None:
         keys = Keys(settings.namespace)
         self._settings = settings
@@ -123,7 +124,9 @@ class Worker:
         self._hold = Hold(len(settings.lanes) + 1)
         self._slot = hot.Slot(board.memory, layout.slot_offset(view.number))
         self._changed = asyncio.Event()
-        self.runner = JobRunner(registry, settings, self._slot, view, self._hold, changed=self._changed.set)
+        self.runner = JobRunner(
+            registry, settings, self._slot, view, self._hold, changed=self._changed.set, on_error=on_error
+        )
         self._settler = Settler(settings, keys, self._slot, view, self._hold)
         self._suspects = Suspects(view, Peers(board, view), self._hold, self.runner, self._settler)
         self._fetcher = Fetcher(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
 
-from tqe import clock, current
+from tqe import clock, codec, current
 from tqe.board import layout
 from tqe.board.board import SlotView
 from tqe.codec import hot, payload
@@ -21,6 +22,7 @@ from tqe.worker.beside import Beside, Job, Limits
 from tqe.worker.capture import PICKED, Capture, Run
 from tqe.worker.failures import Failures, Outcome, RetryRule, rule_of
 from tqe.worker.hold import Hold
+from tqe.worker.reporting import FailedAttempt, Hook, Reporter
 
 log = logging.getLogger("tqe.worker")
 
@@ -73,6 +75,7 @@ class JobRunner:
         hold: Hold,
         *,
         changed: Callable[[], None],
+        on_error: Sequence[Hook] = (),
     ) -> None:
         self._settings = settings
         self._slot = slot
@@ -104,7 +107,9 @@ class JobRunner:
             failed=self._failed_beside,
             changed=changed,
             ended=hold.ended,
+            killed=self._killed,
         )
+        self._reporter = Reporter(on_error)
         self._late: list[Callable[[], None]] = []  # outcomes that found no room
         self.full = False  # the outcome half has no room: settle before anything else runs
         self._no_loop = NoLoop()
@@ -232,6 +237,7 @@ class JobRunner:
         """No job will run any more."""
         current.set_look_up(None)
         self.beside.close()
+        self._reporter.close()
 
     def interrupt(self) -> None:
         """The limit signal: raise in the job that the supervisor has condemned, and nowhere else.
@@ -308,8 +314,8 @@ class JobRunner:
             )
             self._view.add("cancelled")
         elif task is None:
-            outcome = self.failures.unknown_type(key.decode("ascii", "replace"), lease.header.unknowns)
-            self._record(lease, index, outcome)
+            name = key.decode("ascii", "replace")
+            self._record_odd(lease, index, name, self.failures.unknown_type(name, lease.header.unknowns))
             self._view.add("unknown")
         else:
             self._start(lease, index, task, stored, options, zstd, picked)
@@ -334,7 +340,7 @@ class JobRunner:
             limits = self._limits_of(lease, task, options)
         except msgspec.DecodeError as e:
             # Raised on, it would end the worker, and the job, not started yet, would come back uncharged.
-            self._record(lease, index, self.failures.plain(layout.OUT_DEAD, "options", str(e)))
+            self._record_odd(lease, index, task.name, self.failures.plain(layout.OUT_DEAD, "options", str(e)))
             return
         if limits.expires_ms and self.native.now_ms() >= limits.expires_ms:
             self._record(
@@ -347,7 +353,8 @@ class JobRunner:
         try:
             body = payload.decompress(stored) if zstd else stored
         except (DamagedFrame, PayloadTooLarge) as e:
-            self._record(lease, index, self.failures.plain(layout.OUT_DEAD, "arguments", str(e)))
+            outcome = self.failures.plain(layout.OUT_DEAD, "arguments", str(e))
+            self._record_odd(lease, index, task.name, outcome)
             return
         run = None
         if picked:
@@ -422,6 +429,47 @@ class JobRunner:
             log.warning("job %s (%s) is dead: %s", _id(lease, index), task.name, type(error).__name__)
         self._view.add("failed")
         self._record(lease, index, outcome)
+        if self._reporter.hooks:
+            self._report(lease, index, entry.name, outcome, error)
+
+    def _record_odd(self, lease: hot.Lease, index: int, type_name: str, outcome: Outcome) -> None:
+        """The outcome of a job that could not be run."""
+        self._record(lease, index, outcome)
+        if self._reporter.hooks:
+            self._report(lease, index, type_name, outcome, None)
+
+    def _report(
+        self, lease: hot.Lease, index: int, type_name: str, outcome: Outcome, error: BaseException | None
+    ) -> None:
+        """Tell the app's error hooks; a cancelled job is no error."""
+        if outcome.status == layout.OUT_CANCELLED:
+            return
+        told = msgspec.json.decode(outcome.error, type=dict[str, Any])
+        failed = FailedAttempt(
+            id=_id(lease, index),
+            type=type_name,
+            lane=lease.lane,
+            attempt=lease.attempts + 1,
+            crashes=lease.header.crashes,
+            reason=told.get("reason", ""),
+            message=told.get("message", ""),
+            exception=error,
+            will_retry=outcome.status != layout.OUT_DEAD,
+            retry_in_s=outcome.delay_ms / 1000,
+            _payload=partial(_payload_of, lease.frame, index),
+        )
+        entry = self.entries.get(type_name.encode())
+        self._reporter.tell(failed, None if entry is None else _Reported(lease, index, entry))
+
+    def _killed(self, job: Job) -> None:
+        """The worker is about to end, for a job that can be ended in no other way."""
+        if not self._reporter.hooks:
+            return
+        again = job.lease.header.crashes + 1 < self._settings.crashes_max
+        status = layout.OUT_RETRY if again else layout.OUT_DEAD
+        outcome = self.failures.plain(status, "hard_limit", "it ran past its hard time limit")
+        self._report(job.lease, job.index, job.entry.name, outcome, None)
+        self._reporter.close()
 
     def _odd_result(self, lease: hot.Lease, index: int, entry: hot.Entry, result: Any) -> None:
         """A result that the compiled path could not keep: too long, not JSON, or no room."""
@@ -478,12 +526,19 @@ class JobRunner:
         )
 
 
-class _Escaped(Exception):
-    """What a job beside others raised, wrapped so that it ends the job and nothing else."""
+@dataclass(frozen=True, slots=True)
+class _Reported:
+    """A job that an error hook is told of, as `current_job()` knows it there."""
 
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(type(cause).__name__)
-        self.cause = cause
+    lease: hot.Lease
+    index: int
+    entry: hot.Entry
+
+
+def _payload_of(frame: bytes, index: int) -> dict[str, Any]:
+    """The payload of one job of a frame. Raises InvalidPayload, PayloadTooLarge or DamagedFrame."""
+    _, stored, _, zstd = codec.job_at(frame, index)
+    return payload.decode(payload.decompress(stored) if zstd else stored)
 
 
 def told_of_result(result: Any, bytes_max: int) -> tuple[bytes, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tqe import App, current_job
+from tqe import App, FailedAttempt, current_job
 from tqe.errors import (
     ArgumentsError,
     EagerModeError,
@@ -55,7 +55,7 @@ def flaky(fails: int) -> int:
     return len(tries)
 
 
-@app.task("SLEEPY", timeout=0.01, max_retries=0)
+@app.task("SLEEPY", timeout=60, max_retries=0)
 async def sleepy(seconds: float) -> str:
     await asyncio.sleep(seconds)
     return current_job().id
@@ -215,11 +215,11 @@ async def test_jobs_beside_each_other_know_who_they_are(ran: Eager) -> None:
 def test_the_time_limit_of_an_async_task_counts(ran: Eager) -> None:
     assert sleepy.submit(0).result()
     with pytest.raises(JobFailed, match="past its time limit"):
-        sleepy.submit(30).result()
+        sleepy.with_options(timeout=0.01).submit(30).result()
 
 
 async def test_who_waits_for_an_eager_job_can_be_cancelled(ran: Eager) -> None:
-    waiting = asyncio.ensure_future(sleepy.with_options(timeout=60).asubmit(60))
+    waiting = asyncio.ensure_future(sleepy.asubmit(60))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -280,3 +280,21 @@ def test_afterwards_the_app_is_as_before() -> None:
     with eager(other):
         assert other.client is not client
     assert other.settings is settings and other.client is client
+
+
+def test_error_hooks_are_called_at_once(ran: Eager) -> None:
+    told: list[FailedAttempt] = []
+    app.on_error(told.append)
+    try:
+        flaky.submit(2)
+        assert [(one.type, one.attempt, one.will_retry) for one in told] == [
+            ("FLAKY", 1, True),
+            ("FLAKY", 2, True),
+        ]
+        assert told[0].payload == {"fails": 2} and isinstance(told[0].exception, ConnectionError)
+        app.error_hooks[:] = [lambda _: 1 // 0]
+        tries.clear()
+        with pytest.raises(ZeroDivisionError):
+            flaky.submit(1)
+    finally:
+        app.error_hooks.clear()
