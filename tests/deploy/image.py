@@ -23,6 +23,14 @@ BASE = (
     " && ln -sf /usr/bin/python3 /usr/local/bin/python"
 )
 
+# The API begins, answers its probe, and ends when it is told to.
+SERVE = """tqe serve examples.quickstart:app --port 0 > /tmp/log 2>&1 & server=$!
+for _ in $(seq 100); do
+    at=$(sed -n 's/.*serving *//p' /tmp/log); sleep 0.1
+    python -c "import urllib.request as u; u.urlopen('$at/readyz', timeout=3)" 2>/dev/null && up=1 && break
+done
+kill $server; wait $server; code=$?; cat /tmp/log; test "$up$code" = 10"""
+
 
 class Root:
     """One stage's root folder, and how a command runs in it."""
@@ -123,7 +131,8 @@ def main() -> int:
         root.run(
             "/bin/sh", "-c", f'{data}; tqe submit GREET \'{{"name": "Ann"}}\' && {command} && tqe status'
         )
-    print("the image's steps and its command work")
+        root.run("/bin/sh", "-c", f"{data}; {SERVE}")
+    print("the image's steps and its commands work")
     return 0
 
 

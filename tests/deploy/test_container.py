@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,17 @@ import yaml
 
 from tests.deploy import dockerfile
 from tests.support import scraping
-from tests.support.cli import PROGRAM, environment
+from tests.support.cli import PROGRAM, Cli, environment
 from tests.support.waiting import wait_until
 from tqe import settings
+from tqe.api import processes
 from tqe.supervisor import lifecycle
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = ("engine", "api")
+OURS = ("engine", "token", "api")
 
 
 # ------------------------------------------------------------------ the image
@@ -84,7 +87,7 @@ def test_compose_publishes_on_this_machine_only_and_mounts_what_exists() -> None
                 assert volume.endswith(":ro"), volume
             else:
                 assert source in COMPOSE["volumes"], volume
-        assert service["restart"] == "unless-stopped"
+        assert service["restart"] == ("on-failure" if name == "token" else "unless-stopped")
     for name in OURS:
         assert SERVICES[name]["cap_drop"] == ["ALL"] and SERVICES[name]["read_only"]
 
@@ -95,11 +98,16 @@ def test_compose_waits_longer_than_the_grace() -> None:
     assert int(SERVICES["engine"]["stop_grace_period"].removesuffix("s")) >= grace_s + 20
 
 
+def test_compose_gives_open_requests_their_time() -> None:
+    assert int(SERVICES["api"]["stop_grace_period"].removesuffix("s")) >= processes.DRAIN_S + 2 + 5
+
+
 def test_each_part_names_the_others_as_compose_calls_them() -> None:
     scraped = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
-    (target,) = scraped[0]["static_configs"][0]["targets"]
-    host, port = target.split(":")
-    assert host in SERVICES and port in SERVICES[host]["command"]
+    for job in scraped:
+        (target,) = job["static_configs"][0]["targets"]
+        host, port = target.split(":")
+        assert host in SERVICES and port in SERVICES[host]["command"]
     source = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())
     assert source["datasources"][0]["url"] == "http://prometheus:9090"
     mounts = dict(one.split(":")[:2] for one in SERVICES["grafana"]["volumes"])
@@ -112,18 +120,29 @@ class Composed:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = {name: lifecycle.check_port("127.0.0.1", 0) for name in ("redis", *OURS)}
+        self.ports = {
+            name: lifecycle.check_port("127.0.0.1", 0) for name in ("redis", "engine", "api", "prometheus")
+        }
         self.begun: list[subprocess.Popen[bytes]] = []
+        (folder / "tokens").mkdir()
+        shutil.copytree(DEPLOY / "prometheus", folder / "prometheus")
+        config = folder / "prometheus" / "prometheus.yml"
+        # Sooner than a test would wait; all else is as committed.
+        text = (
+            config.read_text().replace("interval: 10s", "interval: 1s").replace("timeout: 5s", "timeout: 1s")
+        )
+        config.write_text(self.here(text))
 
     def start(self, name: str, program: list[str], *more: str) -> subprocess.Popen[bytes]:
         service = SERVICES[name]
-        command = [self._here(str(word)) for word in service.get("command", ())]
-        env = {key: self._here(str(value)) for key, value in service.get("environment", {}).items()}
+        command = [self.here(str(word)) for word in service.get("command", ())]
+        env = {key: self.here(str(value)) for key, value in service.get("environment", {}).items()}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [*program, *command, *more],
+                [*program, *service.get("entrypoint", ()), *command, *more],
                 cwd=ROOT,  # where the image has the examples
-                env=environment({"TQE_PIN": "false", "TQE_METRICS_HOST": "127.0.0.1", **env}),
+                env=environment({"TQE_PIN": "false", "TQE_METRICS_HOST": "127.0.0.1", "PATH": path, **env}),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -136,20 +155,37 @@ class Composed:
         kind, _, option, code = SERVICES[name]["healthcheck"]["test"]
         assert (kind, option) == ("CMD", "-c")
         done = subprocess.run(
-            [sys.executable, "-c", self._here(code)], capture_output=True, env=environment({})
+            [sys.executable, "-c", self.here(code)], capture_output=True, env=environment({})
         )
         return done.returncode == 0
 
-    def _here(self, text: str) -> str:
+    def url(self, name: str, path: str) -> str:
+        return f"http://127.0.0.1:{self.ports[name]}{path}"
+
+    def here(self, text: str) -> str:
+        """The same with addresses and folders of this test."""
         text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
-        for name, port in {
-            "redis:6379": "redis",
-            "127.0.0.1:6379": "redis",
-            "127.0.0.1:9100": "engine",
-            "127.0.0.1:8080": "api",
-        }.items():
-            text = text.replace(name, f"127.0.0.1:{self.ports[port]}")
+        for host, port in (("redis", "6379"), ("engine", "9100"), ("api", "8080")):
+            text = re.sub(rf"\b({host}|127\.0\.0\.1):{port}\b", f"127.0.0.1:{self.ports[host]}", text)
+        for mount, folder in (
+            ("/tokens", "tokens"),
+            ("/etc/prometheus", "prometheus"),
+            ("=/prometheus", "data"),
+        ):
+            prefix = "=" if mount.startswith("=") else ""
+            text = re.sub(rf"(?<!\w){mount}\b", f"{prefix}{self.folder / folder}", text)
         return {"9100": str(self.ports["engine"]), "8080": str(self.ports["api"])}.get(text, text)
+
+    def asked(self, query: str) -> list[dict[str, Any]]:
+        """What Prometheus answers; nothing while it does not."""
+        path = f"/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+        try:
+            found: list[dict[str, Any]] = json.loads(scraping.scrape(self.url("prometheus", path)))["data"][
+                "result"
+            ]
+        except OSError:
+            return []
+        return found
 
     def close(self) -> None:
         for process in reversed(self.begun):
@@ -166,54 +202,81 @@ def composed(tmp_path: Path) -> Iterator[Composed]:
 
 
 def test_the_services_of_compose_start_and_work_together(composed: Composed) -> None:
-    server = shutil.which("redis-server")
-    if server is None:
+    if shutil.which("redis-server") is None:
         pytest.skip("no redis-server on PATH, whose command line compose.yaml has")
-    redis_command = SERVICES["redis"]["command"]
-    assert redis_command[0] == "redis-server"
+    assert SERVICES["redis"]["command"][0] == "redis-server"
     composed.start("redis", [], "--port", str(composed.ports["redis"]), "--dir", str(composed.folder))
     engine = composed.start("engine", PROGRAM)
     wait_until(lambda: composed.health("engine"), 30, "the engine's health check")
-    composed.start("api", PROGRAM)
+    for _ in range(2):  # the second time as after `down` and `up`
+        assert composed.start("token", []).wait(30) == 0
+    cli = Cli({"TQE_REDIS_URL": composed.here("redis://redis:6379/0")})
+    token = cli("token", "create", "me").stdout.strip()
+    api = composed.start("api", PROGRAM)
     wait_until(lambda: composed.health("api"), 30, "the API's health check")
+
+    url = composed.url("api", "/api/v1/jobs")
     body = json.dumps({"type": "GREET", "payload": {"name": "Ann"}}).encode()
-    url = f"http://127.0.0.1:{composed.ports['api']}/api/v1/jobs"
-    job = json.loads(scraping.post(url, body))["id"]
-    wait_until(lambda: json.loads(scraping.scrape(f"{url}/{job}?wait=5"))["result"] == "Hello, Ann!")
-    engine.send_signal(signal.SIGTERM)
-    assert engine.wait(20) == 0  # drained, as `docker compose stop` would have it
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        scraping.post(url, body)
+    job = json.loads(scraping.post(url, body, token=token))["id"]
+    wait_until(
+        lambda: json.loads(scraping.scrape(f"{url}/{job}?wait=5", token=token))["result"] == "Hello, Ann!",
+        30,
+        "the job's result",
+    )
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not installed (Debian and Ubuntu: apt-get install prometheus)")
+    told = composed.start(
+        "prometheus", ["prometheus"], f"--web.listen-address=127.0.0.1:{composed.ports['prometheus']}"
+    )
+    ran = 'taskqueue_job_execution_duration_seconds_count{job="tqe", type="GREET"} == 1'
+    wait_until(lambda: composed.asked(ran), 30, "the engine's page in Prometheus")
+    for name in ("tqe", "tqe-api"):
+        total = f'taskqueue_jobs_completed_total{{job="{name}"}} == 1'
+        wait_until(lambda total=total: composed.asked(total), 30, f"the queue's total from {name}")  # type: ignore[misc]
+    groups = json.loads(scraping.scrape(composed.url("prometheus", "/api/v1/rules")))["data"]["groups"]
+    assert {rule["health"] for group in groups for rule in group["rules"]} <= {"ok", "unknown"}
+
+    for process in (api, engine, told):
+        process.send_signal(signal.SIGTERM)  # as `docker compose stop` would
+        assert process.wait(30) == 0
 
 
 # ------------------------------------------------------------------ systemd
 
 
-def unit() -> dict[str, list[str]]:
+UNITS = ("tqe.service", "tqe-api.service")
+
+
+def unit(name: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for line in (DEPLOY / "systemd" / "tqe.service").read_text().splitlines():
+    for line in (DEPLOY / "systemd" / name).read_text().splitlines():
         if "=" in line and not line.startswith("#"):
             name, _, value = line.partition("=")
             found.setdefault(name, []).append(value)
     return found
 
 
-def test_the_unit_stops_as_the_engine_drains() -> None:
-    told = unit()
+@pytest.mark.parametrize("name", UNITS)
+def test_units_stop_as_what_they_run_drains(name: str) -> None:
+    told = unit(name)
     assert told["KillMode"] == ["mixed"] and told["KillSignal"] == ["SIGTERM"]
+    assert told["User"] != ["root"] and told["NoNewPrivileges"] == ["true"]
     (command,) = told["ExecStart"]
     words = command.split()
-    assert int(told["TimeoutStopSec"][0]) >= int(words[words.index("--grace") + 1]) + 20
-    assert told["User"] != ["root"] and told["NoNewPrivileges"] == ["true"]
+    drain_s = int(words[words.index("--grace") + 1]) + 20 if "--grace" in words else processes.DRAIN_S + 2 + 5
+    assert int(told["TimeoutStopSec"][0]) >= drain_s
 
 
-def test_systemd_has_nothing_to_say_against_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_has_nothing_to_say_against_the_units(name: str, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    text = (DEPLOY / "systemd" / "tqe.service").read_text().replace("/opt/tqe/bin/tqe", "/bin/true")
-    (tmp_path / "tqe.service").write_text(text)
-    done = subprocess.run(
-        ["systemd-analyze", "verify", str(tmp_path / "tqe.service")], capture_output=True, text=True
-    )
-    assert "tqe.service" not in done.stderr, done.stderr
+    text = (DEPLOY / "systemd" / name).read_text().replace("/opt/tqe/bin/tqe", "/bin/true")
+    (tmp_path / name).write_text(text)
+    done = subprocess.run(["systemd-analyze", "verify", str(tmp_path / name)], capture_output=True, text=True)
+    assert name not in done.stderr, done.stderr
 
 
 def test_the_commands_of_image_and_unit_are_ours() -> None:
@@ -226,8 +289,8 @@ def test_the_commands_of_image_and_unit_are_ours() -> None:
     final = dockerfile.read(DEPLOY / "Dockerfile")[-1]
     commands = [
         final.words("CMD"),
-        unit()["ExecStart"][0].split()[1:],
-        *(SERVICES[one]["command"] for one in OURS),
+        *(unit(name)["ExecStart"][0].split()[1:] for name in UNITS),
+        *(SERVICES[one]["command"] for one in ("engine", "api")),
     ]
     for verb, *words in commands:
         known = help_of(verb)

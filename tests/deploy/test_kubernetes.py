@@ -4,15 +4,19 @@ import json
 import re
 import shutil
 import subprocess
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import msgspec
 import pytest
 import yaml
 
 from tests.support.metric_names import exposed
 from tqe import settings
+from tqe.api import endpoints, processes, shapes
+from tqe.errors import SettingsError
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 VERSION = "1.29"  # the oldest that these manifests are written for
@@ -79,11 +83,46 @@ def test_settings_in_the_config_are_settings() -> None:
         env={**config["data"], **{k: v for k, v in secret.items() if k.startswith("TQE_")}}
     )
     assert not loaded.pin and loaded.metrics_port == 9100 and loaded.metrics_host == "0.0.0.0"
-    (workers,) = [one for one in of_kind("Deployment") if one["metadata"]["name"] == "tqe-workers"]
-    spec = workers["spec"]["template"]["spec"]
+    spec = pod("tqe-workers")
     assert spec["terminationGracePeriodSeconds"] >= loaded.grace_ms / 1000 + 20
     assert "--no-pin" in spec["containers"][0]["args"]
     assert spec["containers"][0]["ports"][0]["containerPort"] == loaded.metrics_port
+
+
+def pod(name: str) -> dict[str, Any]:
+    """The pods of a Deployment."""
+    (one,) = [one for one in of_kind("Deployment") if one["metadata"]["name"] == name]
+    spec: dict[str, Any] = one["spec"]["template"]["spec"]
+    return spec
+
+
+def test_the_api_listens_where_it_is_asked_and_has_time_to_drain() -> None:
+    spec = pod("tqe-api")
+    (container,) = spec["containers"]
+    (port,) = container["ports"]
+    args = container["args"]
+    assert args[args.index("--port") + 1] == str(port["containerPort"])
+    assert args[args.index("--host") + 1] == "0.0.0.0"
+    known = {route.path for route in endpoints.ENDPOINTS if route.scope is None}
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = container[probe]["httpGet"]
+        assert asked["port"] == port["name"] and asked["path"] in known
+    assert container["livenessProbe"]["httpGet"] != container["readinessProbe"]["httpGet"]
+    _, still_s = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert spec["terminationGracePeriodSeconds"] >= int(still_s) + processes.DRAIN_S + 2 + 5
+    (service,) = of_kind("Service")
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+    assert service["spec"]["selector"].items() <= {"app.kubernetes.io/name": "tqe-api"}.items()
+
+
+def test_variables_of_services_do_not_reach_our_pods() -> None:
+    """Kubernetes tells a pod of each Service: TQE_API_PORT is no setting, and would be refused."""
+    for service in of_kind("Service"):
+        variable = f"{service['metadata']['name'].upper().replace('-', '_')}_PORT"
+        with pytest.raises(SettingsError, match=variable):
+            settings.load(env={variable: "tcp://10.0.0.1:8080"})
+    for one in of_kind("Deployment"):
+        assert one["spec"]["template"]["spec"]["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize("one", of_kind("Deployment"), ids=lambda one: one["metadata"]["name"])
@@ -117,10 +156,48 @@ def test_the_autoscaler_and_its_adapter_mean_the_same_exposed_metric() -> None:
     name = scaler["spec"]["metrics"][0]["external"]["metric"]["name"]
     assert name == rule["name"]["as"]
     assert set(re.findall(r"taskqueue_\w+", json.dumps(rule))) == {name} <= set(exposed())
-    (workers,) = [one for one in of_kind("Deployment") if one["metadata"]["name"] == "tqe-workers"]
-    args = workers["spec"]["template"]["spec"]["containers"][0]["args"]
     pods_s = int(scaler["spec"]["metrics"][0]["external"]["target"]["averageValue"])
-    assert pods_s == 30 * int(args[args.index("--procs") + 1])
+    assert pods_s == pod_target_s()
+
+
+def pod_target_s() -> int:
+    """The work that is meant for one pod: what its workers finish in half a minute."""
+    args = pod("tqe-workers")["containers"][0]["args"]
+    return 30 * int(args[args.index("--procs") + 1])
+
+
+def test_keda_asks_the_api_for_what_it_answers() -> None:
+    (scaled,) = of_kind("ScaledObject")
+    (auth,) = of_kind("TriggerAuthentication")
+    spec = scaled["spec"]
+    assert set(spec) <= {
+        "scaleTargetRef", "pollingInterval", "cooldownPeriod", "minReplicaCount", "maxReplicaCount",
+        "fallback", "advanced", "triggers",
+    }  # fmt: skip
+    (hpa,) = of_kind("HorizontalPodAutoscaler")
+    assert spec["scaleTargetRef"]["name"] == hpa["spec"]["scaleTargetRef"]["name"]
+    assert spec["minReplicaCount"] == hpa["spec"]["minReplicas"]
+    assert spec["maxReplicaCount"] == hpa["spec"]["maxReplicas"]
+    # Its behaviour is that of a HorizontalPodAutoscaler, which the schema of Kubernetes knows.
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    made = {**hpa, "spec": {**hpa["spec"], "behavior": behavior}}
+    kubernetes_validate.validate(made, VERSION, strict=True)
+    (trigger,) = spec["triggers"]
+    asked = trigger["metadata"]
+    assert all(isinstance(value, str) for value in asked.values())  # numbers would be refused
+    url = urllib.parse.urlsplit(asked["url"])
+    (service,) = of_kind("Service")
+    assert url.hostname == f"{service['metadata']['name']}.tqe.svc"
+    assert url.port == service["spec"]["ports"][0]["port"]
+    assert "read" in {one.scope for one in endpoints.ENDPOINTS if (one.method, one.path) == ("GET", url.path)}
+    field = next(
+        one for one in msgspec.structs.fields(shapes.Queues) if one.encode_name == asked["valueLocation"]
+    )
+    assert field.name == "predicted_backlog_ms"
+    assert int(asked["targetValue"]) == pod_target_s() * 1000
+    assert asked["authMode"] == "bearer"
+    assert trigger["authenticationRef"]["name"] == auth["metadata"]["name"]
+    assert [one["parameter"] for one in auth["spec"]["secretTargetRef"]] == ["token"]
 
 
 def test_no_file_has_a_secret() -> None:

@@ -11,11 +11,9 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 Values = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-def scrape(url: str) -> str:
+def scrape(url: str, *, token: str = "") -> str:
     """The page's text."""
-    with _OPENER.open(url, timeout=10) as page:
-        text: str = page.read().decode()
-        return text
+    return _ask(urllib.request.Request(url), token)
 
 
 def counters(text: str) -> Values:
@@ -37,9 +35,14 @@ def value(text: str, name: str, **labels: str) -> float:
     return 0.0
 
 
-def post(url: str, body: bytes) -> str:
+def post(url: str, body: bytes, *, token: str = "") -> str:
     """The answer to a JSON document."""
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    return _ask(urllib.request.Request(url, body, {"Content-Type": "application/json"}), token)
+
+
+def _ask(request: urllib.request.Request, token: str) -> str:
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
     with _OPENER.open(request, timeout=10) as answer:
         text: str = answer.read().decode()
         return text
