@@ -221,6 +221,7 @@ class Registry:
 
 # ------------------------------------------------------------------ options of a task
 
+
 class DeclaredOptions(TypedDict, total=False):
     """What stands in `@app.task(...)`; None is the same as not given. Spans in seconds."""
 

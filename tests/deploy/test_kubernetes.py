@@ -89,8 +89,13 @@ def test_settings_in_the_config_are_settings() -> None:
     assert spec["containers"][0]["ports"][0]["containerPort"] == loaded.metrics_port
 
 
+def pods() -> list[dict[str, Any]]:
+    """What the pods of each Deployment are made from."""
+    return [one["spec"]["template"]["spec"] for one in of_kind("Deployment")]
+
+
 def pod(name: str) -> dict[str, Any]:
-    """The pods of a Deployment."""
+    """The same of one Deployment."""
     (one,) = [one for one in of_kind("Deployment") if one["metadata"]["name"] == name]
     spec: dict[str, Any] = one["spec"]["template"]["spec"]
     return spec
@@ -121,8 +126,7 @@ def test_variables_of_services_do_not_reach_our_pods() -> None:
         variable = f"{service['metadata']['name'].upper().replace('-', '_')}_PORT"
         with pytest.raises(SettingsError, match=variable):
             settings.load(env={variable: "tcp://10.0.0.1:8080"})
-    for one in of_kind("Deployment"):
-        assert one["spec"]["template"]["spec"]["enableServiceLinks"] is False
+    assert all(spec["enableServiceLinks"] is False for spec in pods())
 
 
 @pytest.mark.parametrize("one", of_kind("Deployment"), ids=lambda one: one["metadata"]["name"])

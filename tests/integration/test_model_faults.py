@@ -36,7 +36,7 @@ from tqe.store.call import SyncDoor, connect
 from tqe.store.keys import Keys
 from tqe.store.learning import Files, ModelState, Published
 
-APP = '''
+APP = """
 import os, signal, time
 from pathlib import Path
 from tqe import App
@@ -70,7 +70,7 @@ def features(payload):
 @app.task("ODD", features=features)
 def odd(ms: float, user: str) -> None:
     time.sleep(ms / 1000)
-'''
+"""
 # Seen by every python that starts in the folder: makes a canary hang where the test asks for it.
 SITE = """
 import sys, time

@@ -1,7 +1,6 @@
 """Settings: precedence of the four sources, and every unknown or wrong value refused by name."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert (s.lease_ms, s.grace_ms, s.hard_after_ms) == (15_000, 30_000, 10_000)
     assert (s.payload_max_bytes, s.result_max_bytes, s.error_max_bytes) == (2**20, 2**16, 2**13)
     assert (s.max_retries, s.backoff_base_ms, s.backoff_cap_ms, s.crashes_max) == (3, 2_000, 3_600_000, 3)
-    assert s.procs == len(os.sched_getaffinity(0))
+    assert s.procs == cpus.usable()
 
 
 def test_each_source_overrides_the_one_below(tmp_path: Path) -> None:
