@@ -14,6 +14,7 @@ from tqe.settings import Settings
 from tqe.store import producing, reading
 from tqe.store.link import SyncLink
 from tqe.store.steps import Steps
+from tqe.telemetry.metrics import TaskSample
 
 T = TypeVar("T")
 
@@ -113,6 +114,10 @@ class Client:
 
     def workers(self) -> list[reading.WorkerStatus]:
         return self.run(reading.workers(self.core.keys))
+
+    def tasks(self) -> dict[str, TaskSample]:
+        """What each task did so far on the hosts that live: outcomes, run times and waits."""
+        return self.run(reading.tasks(self.core.keys))
 
     def pause(self, lane: str) -> None:
         """Workers take nothing from the lane until it is resumed."""

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from tqe.board import layout
 from tqe.board.board import SlotView
 from tqe.steward.context import Context
+from tqe.steward.sums import Sums
 from tqe.store import housekeeping
 from tqe.store.backlog import Backlog
 from tqe.telemetry import metrics
-
-_OUTCOMES: Final = {
-    "completed": layout.T_COMPLETED,
-    "failed": layout.T_FAILED,
-    "retried": layout.T_RETRIED,
-    "dead": layout.T_DEAD,
-}
-_TRIES: Final = 20  # to find a moment in which the supervisor moves no counters
-
-Counted = tuple[dict[str, int], dict[str, list[int]]]
 
 
 @dataclass
@@ -136,11 +125,11 @@ class Exporter:
         self._reader = reader
         self._duties = duties
         self._redis_up = redis_up
-        self._counted: Counted = ({}, {})
+        self._sums = Sums(context.board)
 
     def sample(self) -> metrics.Sample:
         context, totals, now_ns = self._context, self._context.totals, self._context.now_ns()
-        counters, tasks = self._sums()
+        counters, tasks = self._sums.read()
         return metrics.Sample(
             queue=self._reader.sample(redis_up=self._redis_up(), now_ns=now_ns),
             workers=[self._worker(slot, now_ns) for slot in context.live_slots()],
@@ -149,7 +138,7 @@ class Exporter:
             leases=sum(totals.leases.values()) if totals else 0,
             not_consuming=context.not_consuming,
             counters=counters,
-            tasks={name: _task(words) for name, words in tasks.items()},
+            tasks=tasks,
             duties=self._duties(),
             host=context.board.counted(),
         )
@@ -164,45 +153,3 @@ class Exporter:
             running_s=None if since_ns is None else max(0.0, (now_ns - since_ns) / 1e9),
             loop_lag_s=slot.counters()["loop_lag_us"] / 1e6,
         )
-
-    def _sums(self) -> Counted:
-        """Counters, and words of the tasks' blocks, over all lives of this host's workers."""
-        board = self._context.board
-        for _ in range(_TRIES):
-            before = board.get(layout.H_RETIRING)
-            counted = None if before & 1 else _sum_up(board.lives())
-            if counted is not None and board.get(layout.H_RETIRING) == before:
-                self._counted = counted
-                break
-            time.sleep(0.001)
-        return self._counted
-
-
-def _sum_up(lives: list[SlotView]) -> Counted:
-    counters: dict[str, int] = {}
-    tasks: dict[str, list[int]] = {}
-    for slot in lives:
-        for name, value in slot.counters().items():
-            if name not in layout.GAUGES:
-                counters[name] = counters.get(name, 0) + value
-        for name, block in slot.tasks():
-            words = block.tolist()
-            known = tasks.get(name)
-            tasks[name] = words if known is None else [a + b for a, b in zip(known, words, strict=True)]
-    return counters, tasks
-
-
-def _task(words: list[int]) -> metrics.TaskSample:
-    def at(offset: int) -> int:
-        return words[offset // layout.WORD]
-
-    def bins(offset: int) -> list[int]:
-        return words[offset // layout.WORD : offset // layout.WORD + layout.BINS]
-
-    return metrics.TaskSample(
-        outcomes={name: at(offset) for name, offset in _OUTCOMES.items()},
-        run_bins=bins(layout.T_RUN_BINS),
-        run_sum_s=at(layout.T_SUM_NS) / 1e9,
-        wait_bins=bins(layout.T_WAIT_BINS),
-        wait_sum_s=at(layout.T_WAIT_SUM_US) / 1e6,
-    )

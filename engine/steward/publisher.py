@@ -1,4 +1,4 @@
-"""Publishes what each worker of this host runs, and the mean durations of its task types, once a second.
+"""Publishes what each worker of this host runs, and how its tasks do, once a second.
 
 Nobody then has to scan what is in flight: `running` means listed here, at most a second old.
 """
@@ -14,8 +14,10 @@ from tqe.board import layout
 from tqe.board.board import SlotView
 from tqe.job import job_id
 from tqe.steward.context import Context
+from tqe.steward.sums import Sums
 from tqe.store import housekeeping
 from tqe.telemetry import logs
+from tqe.telemetry.metrics import capped
 
 _log = logs.get("steward")
 
@@ -45,6 +47,11 @@ class Publisher:
         self._since: dict[tuple[int, str], int] = {}  # (slot, job) that runs beside others → first seen, ns
         self._means: dict[str, int] = {}
         self._full = False
+        # A steward that follows ours takes another name, which its workers' records tell from then on: what
+        # both have published is never added up.
+        self._steward = context.new_id()
+        self._sums = Sums(context.board)
+        self._runs = 0
 
     def run_once(self) -> PublishReport:
         context = self._context
@@ -58,13 +65,22 @@ class Publisher:
         self._since = since
         means = self._changed_means()
         texts = {name: msgspec.json.encode(record) for name, record in workers.items()}
-        written = housekeeping.publish(context.door, context.keys, texts, means, ttl_ms=TTL_MS)
+        written = housekeeping.publish(
+            context.door, context.keys, texts, means, ttl_ms=TTL_MS, tasks=self._tasks() if texts else None
+        )
         if written:
             self._means |= means
         elif not self._full:
             _log.warning("Redis is full: what the workers run cannot be published")
         self._full = not written
         return PublishReport(workers, means, not written)
+
+    def _tasks(self) -> tuple[str, bytes] | None:
+        """What this host's tasks did so far, in every second run: nobody looks more often."""
+        self._runs += 1
+        if not self._runs & 1:
+            return None
+        return self._steward, msgspec.json.encode(capped(self._sums.read()[1]))
 
     def _record(self, slot: SlotView, now_ns: int, since: dict[tuple[int, str], int]) -> dict[str, Any]:
         cpu, phase = slot.get(layout.C_CPU), slot.get(layout.C_PHASE)
@@ -78,6 +94,7 @@ class Publisher:
             "jobs": self._jobs(slot, now_ns, since),
             "counters": slot.counters(),
             "scaling": None if self._context.scaling is None else self._context.scaling._asdict(),
+            "steward": self._steward,
         }
 
     def _jobs(self, slot: SlotView, now_ns: int, since: dict[tuple[int, str], int]) -> list[dict[str, Any]]:

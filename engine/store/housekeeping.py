@@ -256,13 +256,21 @@ def parked_head(door: SyncDoor, keys: Keys, frames: int = 8) -> list[bytes]:
 
 
 def publish(
-    door: SyncDoor, keys: Keys, workers: Mapping[str, bytes], means: Mapping[str, int], *, ttl_ms: int
+    door: SyncDoor,
+    keys: Keys,
+    workers: Mapping[str, bytes],
+    means: Mapping[str, int],
+    *,
+    ttl_ms: int,
+    tasks: tuple[str, bytes] | None = None,
 ) -> bool:
-    """Write what each incarnation runs, and mean durations in µs by type. False when Redis is full: it is
-    only news."""
+    """Write what each incarnation runs, mean durations in µs by type, and what all tasks did so far, under
+    the steward's name. False when Redis is full: it is only news."""
     commands: list[tuple[Argument, ...]] = [
         ("SET", keys.worker(one), text, "PX", ttl_ms) for one, text in workers.items()
     ]
+    if tasks is not None:
+        commands.append(("SET", keys.tasks(tasks[0]), tasks[1], "PX", ttl_ms))
     if means:
         flat: list[Argument] = []
         for name, mean_us in means.items():

@@ -101,6 +101,10 @@ class Keys:
         """What a worker runs, published by its steward."""
         return self._prefix + b"worker:" + _bytes(incarnation)
 
+    def tasks(self, steward: str | bytes) -> bytes:
+        """What the tasks of a host did so far, under the name that its steward gave itself."""
+        return self._prefix + b"tasks:" + _bytes(steward)
+
     def idem(self, key: str | bytes) -> bytes:
         """An idempotency key, as stored: plain, or already hashed if it is long."""
         return self._prefix + b"idem:" + _bytes(key)

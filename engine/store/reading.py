@@ -13,12 +13,14 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tqe import codec
+from tqe.board import layout
 from tqe.codec.payload import decode, decompress
 from tqe.errors import FrameError, InvalidPayload, PayloadTooLarge
 from tqe.job import JobStatus, Snapshot, bucket_of, error_text, job_id, job_status, to_datetime, to_iso
 from tqe.store.keys import Keys
 from tqe.store.producing import PAGE, persist
 from tqe.store.steps import Reads, Steps
+from tqe.telemetry.metrics import TaskSample
 
 TOTALS: Final = (
     "submitted",
@@ -72,6 +74,7 @@ class WorkerStatus:
     jobs: tuple[RunningJob, ...]
     lanes: tuple[str, ...] = ()  # that it serves; empty if it does not tell
     scaling: Scaling | None = None  # of its host; None without autoscale
+    steward: str = ""  # under which name its host tells what its tasks did
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -114,6 +117,7 @@ def parse_worker(incarnation: str, text: bytes) -> WorkerStatus | None:
             ),
             lanes=tuple(str(name) for name in told.get("lanes", ())),
             scaling=_scaling(told.get("scaling")),
+            steward=str(told.get("steward", "")),
         )
     except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -123,6 +127,32 @@ def _scaling(told: dict[str, Any] | None) -> Scaling | None:
     if not told:
         return None
     return Scaling(int(told["workers"]), int(told["fewest"]), int(told["most"]), str(told["text"]))
+
+
+def tasks(keys: Keys, alive: Sequence[WorkerStatus] | None = None) -> Steps[dict[str, TaskSample]]:
+    """What the tasks did so far on the hosts of these workers (None: of all), all hosts together; a host's
+    counting begins with its supervisor."""
+    if alive is None:
+        alive = yield from workers(keys)
+    stewards = sorted({worker.steward for worker in alive} - {""})
+    found: dict[str, TaskSample] = {}
+    if not stewards:
+        return found
+    for text in (yield from ask(("MGET", *(keys.tasks(name) for name in stewards))))[0]:
+        for name, sample in parse_tasks(text).items():
+            found[name] = found[name] + sample if name in found else sample
+    return found
+
+
+def parse_tasks(text: bytes | None) -> dict[str, TaskSample]:
+    """Nothing where it cannot be read: another version may publish something else."""
+    try:
+        found = msgspec.json.decode(text or b"{}", type=dict[str, TaskSample])
+    except msgspec.DecodeError:
+        return {}
+    return {
+        name: one for name, one in found.items() if len(one.run_bins) == len(one.wait_bins) == layout.BINS
+    }
 
 
 # ------------------------------------------------------------------ the queue
@@ -238,6 +268,66 @@ def _counts(reply: Any) -> dict[str, int]:
 def _depth(jobs: int, frames: int) -> int:
     """`depth` is a cache that may be off after a failover; the number of frames bounds it from below."""
     return max(jobs, frames) if frames else 0
+
+
+# ------------------------------------------------------------------ predictions
+
+
+class Prediction(NamedTuple):
+    """A run that was captured, and what was predicted when it began. All in seconds."""
+
+    type: str
+    real_s: float
+    model_s: float | None
+    mean_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """The newest captured runs that were predicted, of so many `runs` that were looked at, and the model in
+    use; its fields are empty where there is none."""
+
+    runs: int
+    predicted: Sequence[Prediction]
+    version: str
+    chosen: str
+    rung: str
+    trained_at: str
+
+
+def predictions(keys: Keys, runs_max: int) -> Steps[Predictions]:
+    """What was predicted lately, against what came of it."""
+    entries, facts = yield from ask(
+        ("XREVRANGE", keys.traces, "+", "-", "COUNT", runs_max),
+        ("HMGET", keys.model, "version", "chosen", "rung", "trained_at"),
+    )
+    found = [_prediction(fields[1]) for _, fields in entries]
+    version, chosen, rung, trained_at = ((value or b"").decode("utf-8", "replace") for value in facts)
+    return Predictions(
+        runs=len(found),
+        predicted=[one for one in found if one is not None],
+        version=version,
+        chosen=chosen,
+        rung=rung,
+        trained_at=trained_at,
+    )
+
+
+def _prediction(trace: bytes) -> Prediction | None:
+    """None for a run that nobody predicted, one that did not end well, and what is no trace."""
+    try:
+        told = msgspec.json.decode(trace, type=dict[str, Any])
+        model_s, mean_s = told.get("model_s"), told.get("mean_s")
+        if told.get("outcome") != "done" or (model_s is None and mean_s is None):
+            return None
+        return Prediction(
+            str(told["type"]),
+            float(told["run_us"]) / 1e6,
+            None if model_s is None else float(model_s),
+            None if mean_s is None else float(mean_s),
+        )
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+        return None
 
 
 # ------------------------------------------------------------------ one job

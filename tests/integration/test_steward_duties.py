@@ -11,6 +11,8 @@ from tests.support.fake_clock import FakeClock
 from tests.support.housework import Scene, Worker, frame, frame_id
 from tests.support.redis_server import RedisServer
 from tqe.board import layout
+from tqe.client import Client
+from tqe.settings import Settings
 from tqe.steward import delayed
 from tqe.steward.auditor import Auditor, AuditReport
 from tqe.steward.burst import Burst
@@ -19,6 +21,7 @@ from tqe.steward.delayed import Delayed, PromoteReport, Unparker, UnparkReport
 from tqe.steward.publisher import MEAN_CHANGE, TTL_MS, Publisher
 from tqe.steward.trimmer import Trimmer
 from tqe.store import housekeeping
+from tqe.telemetry.metrics import TaskSample
 
 
 @pytest.fixture
@@ -124,6 +127,7 @@ def test_a_running_job_is_published_with_when_it_was_first_seen(scene: Scene) ->
     assert abs(scene.redis_ms() - since_ms) < 5_000
     counters = told.pop("counters")
     assert counters["completed"] == 41
+    assert scene.client.exists(scene.keys.tasks(told.pop("steward")))
     assert told == {
         "worker": 3,
         "pid": 1003,
@@ -188,6 +192,46 @@ def test_means_are_published_over_all_workers_when_they_have_changed(scene: Scen
     assert publisher.run_once().means == {}
     measured(two, "EMAIL", int(6_000_000 * (1 + 4 * MEAN_CHANGE)), 3)
     assert publisher.run_once().means == {"EMAIL": 5_900}
+
+
+def told_tasks(server: RedisServer) -> dict[str, TaskSample]:
+    with Client(Settings(redis_url=server.url)) as client:
+        return client.tasks()
+
+
+def test_what_tasks_did_is_published_over_all_lives_and_hosts(
+    scene: Scene, redis_server: RedisServer
+) -> None:
+    gone, here = scene.worker(0), scene.worker(1)
+    for worker, jobs in ((gone, 2), (here, 3)):
+        words = worker.view.bind(0, "EMAIL")
+        words[layout.T_COMPLETED // layout.WORD] = jobs
+        words[layout.T_RUN_BINS // layout.WORD + 5] = jobs
+        words[layout.T_SUM_NS // layout.WORD] = jobs * 40_000
+    scene.board.retire(gone.view)
+    Publisher(scene.context).run_once()
+    told = told_tasks(redis_server)["EMAIL"]
+    assert (told.outcomes["completed"], told.run_bins[5], sum(told.run_bins)) == (5, 5, 5)
+    assert told.run_sum_s == pytest.approx(200e-6)
+    # Another host's record, and one that nobody can read.
+    name = scene.context.new_id()
+    scene.client.zadd(scene.keys.incarnations, {name: 1, "damaged": 2})
+    scene.client.set(scene.keys.worker(name), b'{"worker": 0, "pid": 1, "steward": "other"}')
+    scene.client.set(scene.keys.worker("damaged"), b'{"worker": 0, "pid": 1, "steward": "damaged"}')
+    (steward,) = {one.decode() for one in scene.client.keys("*tasks:*")}
+    scene.client.copy(steward, scene.keys.tasks("other"))
+    scene.client.set(scene.keys.tasks("damaged"), b'{"EMAIL": {"outcomes": {}}}')
+    assert told_tasks(redis_server)["EMAIL"].outcomes["completed"] == 10
+
+
+def test_a_steward_that_follows_counts_in_place_of_the_one_before(
+    scene: Scene, redis_server: RedisServer
+) -> None:
+    worker = scene.worker()
+    worker.view.bind(0, "EMAIL")[layout.T_COMPLETED // layout.WORD] = 7
+    Publisher(scene.context).run_once()
+    Publisher(scene.context).run_once()
+    assert told_tasks(redis_server)["EMAIL"].outcomes["completed"] == 7
 
 
 def test_a_full_redis_only_costs_the_news(scene: Scene) -> None:

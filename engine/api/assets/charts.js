@@ -124,29 +124,20 @@ export class TimeChart {
   }
 
   line(kind, points, stacks, at, x, y, filled) {
-    let path = "";
-    let area = "";
+    const runs = [];
     let before = null;
-    let from = 0;
-    const close = (to) => {
-      if (before !== null) area += `L${to} ${y(0)}L${from} ${y(0)}Z`;
-    };
     points.forEach((point, k) => {
       if (point[this.series[at].key] === undefined || point[this.series[at].key] === null) return;
+      if (before === null || point.atMs - before > GAP_MS) runs.push([]);
       const px = x(point.atMs).toFixed(1);
-      const py = y(stacks[k][at]).toFixed(1);
-      const joined = before !== null && point.atMs - before.atMs <= GAP_MS;
-      if (!joined) {
-        close(before && x(before.atMs).toFixed(1));
-        from = px;
-      }
-      path += `${joined ? "L" : "M"}${px} ${py}`;
-      area += `${joined ? "L" : "M"}${px} ${py}`;
-      before = point;
+      const floor = this.stacked && at > 0 ? stacks[k][at - 1] : 0;
+      runs.at(-1).push([`${px} ${y(stacks[k][at]).toFixed(1)}`, `${px} ${y(floor).toFixed(1)}`]);
+      before = point.atMs;
     });
-    close(before && x(before.atMs).toFixed(1));
-    const drawn = [svg("path", { class: `line ${kind}`, d: path })];
-    if (filled) drawn.unshift(svg("path", { class: `area ${kind}`, d: area }));
+    const upper = (run) => run.map(([top]) => top).join("L");
+    const lower = (run) => run.map(([, floor]) => floor).reverse().join("L");
+    const drawn = [svg("path", { class: `line ${kind}`, d: runs.map((run) => `M${upper(run)}`).join("") })];
+    if (filled) drawn.unshift(svg("path", { class: `area ${kind}`, d: runs.map((run) => `M${upper(run)}L${lower(run)}Z`).join("") }));
     return drawn;
   }
 

@@ -6,7 +6,9 @@ import { $, el, say, show } from "./dom.js";
 import { duration } from "./format.js";
 import * as jobs from "./jobs.js";
 import * as overview from "./overview.js";
+import { showSchedules } from "./schedules.js";
 import { follow } from "./stream.js";
+import { showPredictions, showTasks } from "./tasks.js";
 import { told } from "./time.js";
 
 const STALE_MS = 4_000;
@@ -14,9 +16,13 @@ const STALE_MS = 4_000;
 // Which part of the view goes where: what shows it, and the section that has it.
 const shown = {
   history: [overview.showHistory],
+  backlog: [overview.showBacklog],
   queue: [overview.showQueue, "lanes"],
   workers: [overview.showWorkers, "workers"],
+  tasks: [showTasks, "tasks"],
+  predictions: [showPredictions, "predictions"],
   dead: [showDead, "dead"],
+  cron: [showSchedules, "schedules"],
   state: [showState],
 };
 

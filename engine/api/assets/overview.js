@@ -42,6 +42,13 @@ export function showHistory(points) {
   waiting.reset(found);
 }
 
+let work = {};
+
+/** The part `backlog`. */
+export function showBacklog({ lanes }) {
+  work = lanes;
+}
+
 /** The part `queue`. */
 export function showQueue(queue) {
   const lanes = queue.queues;
@@ -72,7 +79,7 @@ export function showQueue(queue) {
 }
 
 function laneRow({ name }) {
-  const { node, cells } = row(["name"], ["queued", "n"], ["share", "wide"], ["sorted", "n wide"], ["oldest", "n"], ["wait", "n wide"], ["acts", "acts"]);
+  const { node, cells } = row(["name"], ["queued", "n"], ["share", "wide"], ["work", "n wide"], ["oldest", "n"], ["wait", "n wide"], ["acts", "acts"]);
   const label = el("span", {}, name);
   const flag = el("span", { class: "flag", hidden: true }, "paused");
   cells.name.append(label, " ", flag);
@@ -86,7 +93,7 @@ function laneRow({ name }) {
     last = lane;
     show(flag, lane.paused);
     say(cells.queued, number(lane.queued));
-    say(cells.sorted, number(lane.sorted));
+    say(cells.work, work[name] === undefined ? "–" : duration(work[name] / 1000));
     say(cells.oldest, lane.oldestAgeMs === null ? "–" : duration(lane.oldestAgeMs / 1000));
     say(cells.wait, lane.predictedWaitMs === null ? "unknown" : duration(lane.predictedWaitMs / 1000));
     bar.value = lane.share;
