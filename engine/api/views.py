@@ -34,9 +34,9 @@ def parts(client: AsyncClient, pulse: Pulse) -> dict[str, Part]:
         "backlog": Part(made.backlog, every_s=3),
         "workers": Part(made.workers),
         "tasks": Part(made.tasks, every_s=TASKS_EVERY_S),
-        "predictions": Part(made.predictions, every_s=5),
+        "predictions": Part(made.predictions, every_s=3),
         "dead": Part(made.dead, every_s=2, mark=made.dead_mark),
-        "cron": Part(made.cron, every_s=3),
+        "cron": Part(made.cron, every_s=2),
     }
 
 

@@ -4,7 +4,7 @@ import { open } from "./calls.js";
 
 const SILENCE_MS = 12_000; // the server says something every five seconds, if only that it lives
 const RETRY_FIRST_MS = 500;
-const RETRY_MOST_MS = 10_000;
+const RETRY_MOST_MS = 5_000;
 const HIDDEN_MS = 60_000; // a page that nobody sees stops asking after that
 
 /**
