@@ -128,6 +128,7 @@ def test_a_running_job_is_published_with_when_it_was_first_seen(scene: Scene) ->
     counters = told.pop("counters")
     assert counters["completed"] == 41
     assert scene.client.exists(scene.keys.tasks(told.pop("steward")))
+    assert told.pop("scaling") is None
     assert told == {
         "worker": 3,
         "pid": 1003,
