@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import click
 from rich.console import Group, RenderableType
@@ -13,12 +13,40 @@ from rich.text import Text
 
 from tqe import clock
 from tqe.cli.options import json_option, with_settings
-from tqe.cli.output import count, duration, emit, number, out, show, table
+from tqe.cli.output import count, duration, emit, number, out, show, shown, table
+from tqe.cli.percentiles import Bucket, percentiles
 from tqe.client import Client
 from tqe.settings import Settings
+from tqe.store import backlog, reading
 from tqe.store.reading import QueueStatus, WorkerStatus
+from tqe.telemetry.metrics import TaskSample, buckets
 
 _WORKERS_SHOWN: Final = 64
+_TASKS_SHOWN: Final = 32
+
+
+class Seen(NamedTuple):
+    """The queue at one moment, as people are shown it. `oldest`: since when a lane's oldest job waits, in ms
+    since 1970. `work`: how long one worker would be busy with what waits. `tasks`: what they did so far."""
+
+    status: QueueStatus
+    oldest: Mapping[str, int]
+    work: Mapping[str, backlog.LaneWork]
+    tasks: Mapping[str, TaskSample]
+    at_ns: int
+
+
+def see(client: Client) -> Seen:
+    """Look once."""
+    found, keys = client.status(), client.core.keys
+    lanes = list(found.lanes)
+    return Seen(
+        found,
+        client.run(reading.oldest_waiting(keys, lanes)),
+        client.run(backlog.look(keys, lanes)).lanes,
+        client.run(reading.tasks(keys, found.workers)),
+        clock.monotonic_ns(),
+    )
 
 
 @click.command()
@@ -34,10 +62,11 @@ _WORKERS_SHOWN: Final = 64
 @json_option
 @with_settings
 def status(settings: Settings, watch: bool, interval: float, as_json: bool) -> None:
-    """Show lanes, totals and workers.
+    """Show lanes, totals, tasks and workers.
 
-    Counts are jobs. What runs is published by the workers once a second; totals count since ever. --watch and
-    --json together print a line of JSON each time.
+    Counts are jobs. Work is how long one worker would be busy with what waits. What runs is published by the
+    workers once a second; totals count since ever, tasks since their supervisors began. --watch and --json
+    together print a line of JSON each time. `tqe serve` shows the same in a browser.
 
     \b
     Examples:
@@ -47,11 +76,10 @@ def status(settings: Settings, watch: bool, interval: float, as_json: bool) -> N
     """
     with Client(settings) as client:
         if not watch:
-            found = client.status()
             if as_json:
-                emit(found.as_dict())
+                emit(client.status().as_dict())
             else:
-                show(picture(found, None, None))
+                show(picture(see(client)))
         elif as_json:
             _repeat(interval, lambda: emit(client.status().as_dict()))
         else:
@@ -65,23 +93,22 @@ def _repeat(interval: float, act: Callable[[], None]) -> None:
 
 
 def _watch(client: Client, interval: float) -> None:
-    before: QueueStatus | None = None
-    before_ns = 0
+    before: Seen | None = None
     with Live(console=out(), auto_refresh=False, screen=out().is_terminal) as live:
 
         def look() -> None:
-            nonlocal before, before_ns
-            now, now_ns = client.status(), clock.monotonic_ns()
-            passed_s = (now_ns - before_ns) / 1e9 if before is not None else None
-            live.update(picture(now, before, passed_s), refresh=True)
-            before, before_ns = now, now_ns
+            nonlocal before
+            now = see(client)
+            live.update(picture(now, before), refresh=True)
+            before = now
 
         _repeat(interval, look)
 
 
-def picture(found: QueueStatus, before: QueueStatus | None, passed_s: float | None) -> RenderableType:
+def picture(seen: Seen, before: Seen | None = None) -> RenderableType:
     """The status as people see it; with an earlier one, also what happened in a second since then."""
-    parts: list[RenderableType] = [_lanes(found), Text(), _totals(found, before, passed_s)]
+    found = seen.status
+    parts: list[RenderableType] = [_lanes(seen), Text(), _totals(seen, before)]
     if found.quarantined_frames or found.parked_frames:
         parts.append(
             Text(
@@ -90,24 +117,68 @@ def picture(found: QueueStatus, before: QueueStatus | None, passed_s: float | No
                 style="yellow",
             )
         )
+    if seen.tasks:
+        parts += [Text(), _tasks(seen, before)]
     parts += [Text(), _workers(found), *_scaling(found)]
     return Group(*parts)
 
 
-def _lanes(found: QueueStatus) -> RenderableType:
-    rows = table("lane", "queued", "sorted", "", right=("queued", "sorted"))
-    for name, lane in found.lanes.items():
-        rows.add_row(name, number(lane.queued), number(lane.sorted), "paused" if lane.paused else "")
+def _lanes(seen: Seen) -> RenderableType:
+    right = ("queued", "sorted", "work", "oldest")
+    rows = table("lane", *right, "", right=right)
+    for name, lane in seen.status.lanes.items():
+        since_ms = seen.oldest.get(name)
+        rows.add_row(
+            shown(name),
+            number(lane.queued),
+            number(lane.sorted),
+            duration(seen.work[name].seconds) if lane.queued else "-",
+            "-" if since_ms is None else duration(max(0, clock.wall_ms() - since_ms) / 1000),
+            "paused" if lane.paused else "",
+        )
     return rows
 
 
-def _totals(found: QueueStatus, before: QueueStatus | None, passed_s: float | None) -> RenderableType:
+def _tasks(seen: Seen, before: Seen | None) -> RenderableType:
+    """Run times and waits of the tasks; the percentiles are those of all runs so far."""
+    numbers = ("per second" if before else "", "runs", "failed", "p50", "p95", "p99", "wait p95")
+    rows = table("task", *numbers, right=numbers)
+    for name, task in sorted(seen.tasks.items())[:_TASKS_SHOWN]:
+        rate, earlier = "", before.tasks.get(name) if before is not None else None
+        if before is not None and earlier is not None:
+            rate = number(round((_runs(task) - _runs(earlier)) / (seen.at_ns - before.at_ns) * 1e9))
+        run, wait = percentiles(_bounds(task.run_bins)), percentiles(_bounds(task.wait_bins))
+        times = [duration(at) if run.count else "-" for at in (run.p50, run.p95, run.p99)]
+        rows.add_row(
+            shown(name),
+            rate,
+            number(_runs(task)),
+            number(task.outcomes.get("failed", 0)),
+            *times,
+            duration(wait.p95) if wait.count else "-",
+        )
+    if len(seen.tasks) > _TASKS_SHOWN:
+        return Group(rows, Text(f"… and {number(len(seen.tasks) - _TASKS_SHOWN)} more tasks"))
+    return rows
+
+
+def _runs(task: TaskSample) -> int:
+    return task.outcomes.get("completed", 0) + task.outcomes.get("failed", 0)
+
+
+def _bounds(bins: Sequence[int]) -> list[Bucket]:
+    return [(float(le), upto) for le, upto in buckets(bins)]
+
+
+def _totals(seen: Seen, before: Seen | None) -> RenderableType:
+    found = seen.status
+    passed_s = (seen.at_ns - before.at_ns) / 1e9 if before is not None else None
     now = f"running {number(found.running)}   scheduled {number(found.scheduled)}   dead {number(found.dead)}"
     rows = table("total", "jobs", "per second" if passed_s else "", right=("jobs", "per second"))
     for name in found.as_dict()["totals"]:
         rate = ""
         if before is not None and passed_s:
-            rate = number(round((found.totals.get(name, 0) - before.totals.get(name, 0)) / passed_s))
+            rate = number(round((found.totals.get(name, 0) - before.status.totals.get(name, 0)) / passed_s))
         rows.add_row(name, number(found.totals.get(name, 0)), rate)
     return Group(Text(now), Text(), rows)
 
@@ -137,8 +208,8 @@ def _worker(worker: WorkerStatus) -> tuple[str, ...]:
         str(worker.worker),
         str(worker.pid),
         "" if worker.cpu is None else str(worker.cpu),
-        worker.state,
-        f"{job.id}{more}" if job else "",
-        job.type if job else "",
+        shown(worker.state),
+        shown(f"{job.id}{more}") if job else "",
+        shown(job.type) if job else "",
         duration(max(0.0, (clock.wall_ms() - job.since_ms) / 1000)) if job else "",
     )

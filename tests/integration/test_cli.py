@@ -1,6 +1,7 @@
 """The verbs that read and operate, and what a user is told when something is wrong."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,9 +95,23 @@ def test_status_for_people(cli: Cli, redis_client: redis.Redis) -> None:
     redis_client.rpush(KEYS.quarantine, b"x")
     said = cli("status").stdout
     assert f"3   77    1  busy   {NOWHERE}  A" in said
-    assert "low          0       0  paused" in said
+    assert "low          0       0     -       -  paused" in said
     assert "1 damaged frame in quarantine" in said
     assert all(line == line.rstrip() for line in said.splitlines())
+
+
+def test_status_tells_what_waits_and_what_tasks_did(cli: Cli, redis_client: redis.Redis) -> None:
+    cli.json("submit", "A", "--priority", "high")
+    publish(redis_client, lanes=["high"])
+    record = json.loads(redis_client.get(KEYS.worker("one"))) | {"steward": "s"}
+    redis_client.set(KEYS.worker("one"), json.dumps(record))
+    bins = [0] * 24
+    bins[10] = 4  # 1 to 2 ms
+    task = {"outcomes": {"completed": 3, "failed": 1}, "run_bins": bins, "run_sum_s": 0.005}
+    redis_client.set(KEYS.tasks("s"), json.dumps({"A": task | {"wait_bins": bins, "wait_sum_s": 0.005}}))
+    said = cli("status").stdout
+    assert re.search(r"(?m)^high +1 +0 +[\d.]+ s +[\d.]+ m?s$", said), said
+    assert re.search(r"(?m)^A +4 +1 +1\.4\d* ms +1\.9\d* ms +2(\.0\d*)? ms +1\.9\d* ms$", said), said
 
 
 # ------------------------------------------------------------------ job, cancel
