@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,6 +21,8 @@ from tqe.api.service import Service
 from tqe.errors import TQEError
 from tqe.telemetry import logs
 
+Handler = Callable[[Request], Awaitable[Response]]
+
 _log = logs.get("api")
 
 
@@ -31,7 +33,10 @@ def build(service: Service) -> Starlette:
     async def openapi_document(request: Request) -> Response:
         return Response(described, media_type="application/json")
 
-    routes = [_route(service, endpoint) for endpoint in ENDPOINTS]
+    by_path: dict[str, dict[str, Handler]] = {}
+    for endpoint in ENDPOINTS:
+        by_path.setdefault(endpoint.path, {})[endpoint.method] = _handler(service, endpoint)
+    routes = [_route(path, handlers) for path, handlers in by_path.items()]
     routes += [Route("/openapi.json", openapi_document), *page.routes()]
     return Starlette(
         routes=routes,
@@ -56,7 +61,17 @@ def _cross_origin(origins: Sequence[str]) -> list[Middleware]:
     ]
 
 
-def _route(service: Service, endpoint: Endpoint) -> Route:
+def _route(path: str, handlers: Mapping[str, Handler]) -> Route:
+    """One for all methods of a path: of several, the first would say that it takes none of the others'."""
+
+    async def serve(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        return await handlers[method](request)
+
+    return Route(path, serve, methods=list(handlers))
+
+
+def _handler(service: Service, endpoint: Endpoint) -> Handler:
     handle, scope, changes = endpoint.handle, endpoint.scope, endpoint.method != "GET"
 
     async def serve(request: Request) -> Response:
@@ -80,7 +95,7 @@ def _route(service: Service, endpoint: Endpoint) -> Route:
                 "this is a defect of the server; its log tells more",
             ).response()
 
-    return Route(endpoint.path, serve, methods=[endpoint.method])
+    return serve
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:

@@ -182,6 +182,8 @@ def test_what_is_not_there_is_not_found(web: Web) -> None:
     told = web("PATCH", "/api/v1/jobs")
     told.problem(405, "method-not-allowed")
     assert told.headers["allow"] == "POST"
+    allowed = web("PATCH", "/api/v1/jobs/x").headers["allow"]
+    assert set(allowed.split(", ")) == {"GET", "HEAD", "DELETE"}, "all methods of the path"
 
 
 def test_cancelling(web: Web, redis_client: redis.Redis) -> None:

@@ -1,9 +1,21 @@
 """Broken and hostile HTTP against a real server: it answers or hangs up, and it never fails."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from tests.support.cli import Cli
 from tests.support.hostile import HEAD, Attack, request, run, send
+from tests.support.redis_server import RedisServer
 from tests.support.web import ServeIt, Web
+
+# Lines and events are no JSON documents, which is what it can make and read.
+STREAMS = ("/api/v1/jobs:batch", "/api/v1/events")
+# A document cannot say that exactly one of three members is wanted, nor what a type of job takes.
+NOT_CHECKED = "positive_data_acceptance"
+FUZZ_S = 8
 
 
 @pytest.mark.parametrize("seed", [7, 11])
@@ -47,3 +59,22 @@ def test_garbage_behind_a_request_leaves_its_answer_whole(web: Web) -> None:
         head, _, body = answer.partition(b"\r\n\r\n")
         length = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
         assert len(body) >= int(length.split(b":")[1]), answer[-300:]
+
+
+@pytest.mark.timeout(180)
+def test_every_answer_is_as_the_document_says(
+    redis_server: RedisServer, serve_it: ServeIt, tmp_path: Path
+) -> None:
+    """Schemathesis makes requests of the OpenAPI document, good and bad ones, with a token and without."""
+    cli = Cli({"TQE_REDIS_URL": redis_server.url, "TQE_NAMESPACE": "hostile"})
+    token = cli("token", "create", "fuzz", "--scope", "admin").stdout.strip()
+    web = serve_it(TQE_NAMESPACE="hostile")
+    program = str(Path(sys.executable).with_name("schemathesis"))
+    command = [program, "--no-color", "run", f"http://127.0.0.1:{web.port}/openapi.json", "--seed", "1"]
+    command += ["--header", f"Authorization: Bearer {token}", "--warnings", "off"]
+    command += ["--phases", "coverage,fuzzing", "--max-time", str(FUZZ_S)]
+    command += ["--checks", "all", "--exclude-checks", NOT_CHECKED]
+    command += [part for path in STREAMS for part in ("--exclude-path", path)]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150)
+    assert said.returncode == 0, said.stdout[-8_000:] + said.stderr[-2_000:]
+    assert "Traceback" not in web.program.text()
