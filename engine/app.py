@@ -27,6 +27,7 @@ from tqe.settings import Settings
 
 if TYPE_CHECKING:
     from tqe.worker.reporting import FailedAttempt
+    from tqe.worker.runner import Tracing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,6 +56,7 @@ class App:
         self.schedules: dict[str, Schedule] = {}
         self.worker_start_hooks: list[Callable[[], Any]] = []
         self.worker_stop_hooks: list[Callable[[], Any]] = []
+        self.tracing: Tracing | None = None
         self.error_hooks: list[Callable[[FailedAttempt], Any]] = []
         self._code = code
         self._settings: Settings | None = None
@@ -92,19 +94,28 @@ class App:
             raise SettingsError("settings cannot change any more: the app has connected already")
         self._settings = merged
 
+    def use_clients(
+        self, *, client: Callable[..., Client], async_client: Callable[..., AsyncClient]
+    ) -> None:
+        """Submit through clients that these make, with the arguments of Client; before the first use."""
+        if self._client is not None or len(self._async_clients):
+            raise SettingsError("clients cannot change any more: the app has connected already")
+        self._make_client, self._make_async_client = client, async_client
+
     @contextlib.contextmanager
     def replaced(
         self,
         merged: Settings,
         *,
-        client: Callable[..., Client] = Client,
-        async_client: Callable[..., AsyncClient] = AsyncClient,
+        client: Callable[..., Client] | None = None,
+        async_client: Callable[..., AsyncClient] | None = None,
     ) -> Iterator[None]:
-        """For tests: meanwhile the app has these settings and fresh clients, made by these; then its own
-        again."""
+        """For tests: meanwhile the app has these settings and fresh clients, perhaps made by these; then its
+        own again."""
         before = self._settings, self._make_client, self._make_async_client
         clients = self._client, self._async_clients
-        self._settings, self._make_client, self._make_async_client = merged, client, async_client
+        self._settings = merged
+        self._make_client, self._make_async_client = client or before[1], async_client or before[2]
         self._client, self._async_clients = None, weakref.WeakKeyDictionary()
         try:
             yield

@@ -194,16 +194,19 @@ class SubmitOptions:
     max_retries: int | None = None
     key: str | None = None
     track: bool = True
+    trace: tuple[tuple[str, str], ...] = ()  # of who submits, for a tracer in the worker
 
     def limits(self) -> bytes:
         """What workers must know, as JSON for the header of a frame or the entry of a job."""
-        found: dict[str, int] = {}
+        found: dict[str, Any] = {}
         if self.timeout_ms:
             found["timeout_ms"] = self.timeout_ms
         if self.max_retries is not None:
             found["max_retries"] = self.max_retries
         if self.expires_ms:
             found["expires_ms"] = self.expires_ms
+        if self.trace:
+            found["trace"] = dict(self.trace)
         return msgspec.json.encode(found) if found else b""
 
 

@@ -223,6 +223,7 @@ def work(
         on_stop=app.run_stop_hooks,
         predictor=predictor,
         on_error=app.error_hooks,
+        tracing=app.tracing,
     )
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -39,6 +39,7 @@ class Limits:
     hard_ms: int
     rule: RetryRule
     expires_ms: int = 0
+    trace: Mapping[str, str] | None = None  # of who submitted it
 
     @property
     def packed(self) -> int:
@@ -113,13 +114,19 @@ class Beside:
         return max(0, self._slots - len(self._native.active))
 
     def start(
-        self, lease: hot.Lease, index: int, entry: hot.Entry, body: bytes, limits: Limits
+        self,
+        lease: hot.Lease,
+        index: int,
+        entry: hot.Entry,
+        body: bytes,
+        limits: Limits,
+        context: contextvars.Context,
     ) -> asyncio.Future[Any]:
         """Start a job that was taken out of its frame: a coroutine, or a synchronous one on the helper
-        thread. What it answers ends with the job, and tells nothing more."""
+        thread, in a copy of this context. What it answers ends with the job, and tells nothing more."""
         if entry.is_async:
-            started: asyncio.Future[Any] = self._native.start(
-                lease, index, entry, body, limits,
+            started: asyncio.Future[Any] = context.run(
+                self._native.start, lease, index, entry, body, limits,
                 timeout_ms=limits.timeout_ms, hard_ms=limits.hard_ms, retries=limits.packed,
             ).task  # fmt: skip
             return started
@@ -135,7 +142,7 @@ class Beside:
         if self._helper is None:
             self._helper = ThreadPoolExecutor(1, thread_name_prefix="tqe-helper")
         job.future = self._loop.run_in_executor(
-            self._helper, contextvars.Context().run, self._help, job, body
+            self._helper, context.copy().run, self._help, job, body
         )
         job.future.add_done_callback(lambda future: self._help_ended(job, future))
         if limits.timeout_ms:

@@ -25,7 +25,7 @@ from tqe.worker.link import LOST, Link, Stopped
 from tqe.worker.ordering import Predictor
 from tqe.worker.peers import Peers
 from tqe.worker.reporting import Hook
-from tqe.worker.runner import JobRunner
+from tqe.worker.runner import JobRunner, Tracing
 from tqe.worker.settler import PARTIAL_AFTER_NS, Settler
 from tqe.worker.suspects import Suspects
 
@@ -48,6 +48,7 @@ def run_worker(
     on_stop: Callable[[], Any] | None = None,
     predictor: Predictor | None = None,
     on_error: Sequence[Hook] = (),
+    tracing: Tracing | None = None,
 ) -> int:
     """Be a worker until the board says stop. Returns the exit code.
 
@@ -61,7 +62,7 @@ def run_worker(
         return _drive(
             runner.get_loop(),
             _main(
-                lambda: Worker(registry, settings, board, view, redis_url, predictor, on_error),
+                lambda: Worker(registry, settings, board, view, redis_url, predictor, on_error, tracing),
                 install_limit_signal,
                 on_start,
                 on_stop,
@@ -116,6 +117,7 @@ class Worker:
         redis_url: str,
         predictor: Predictor | None = None,
         on_error: Sequence[Hook] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         keys = Keys(settings.namespace)
         self._settings = settings
@@ -125,7 +127,14 @@ class Worker:
         self._slot = hot.Slot(board.memory, layout.slot_offset(view.number))
         self._changed = asyncio.Event()
         self.runner = JobRunner(
-            registry, settings, self._slot, view, self._hold, changed=self._changed.set, on_error=on_error
+            registry,
+            settings,
+            self._slot,
+            view,
+            self._hold,
+            changed=self._changed.set,
+            on_error=on_error,
+            tracing=tracing,
         )
         self._settler = Settler(settings, keys, self._slot, view, self._hold)
         self._suspects = Suspects(view, Peers(board, view), self._hold, self.runner, self._settler)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
@@ -41,6 +42,20 @@ class _Options(msgspec.Struct, frozen=True):
     timeout_ms: _Number | None = None
     max_retries: _Number | None = None
     expires_ms: _Number = 0
+    trace: Any = None  # whoever sent it: a job must not fail for it
+
+
+class RunSpan(Protocol):
+    """One run as a tracer sees it. The job runs in (a copy of) `context`."""
+
+    context: contextvars.Context
+
+    def failed(self, error: BaseException, reason: str) -> None: ...
+    def end(self) -> None: ...
+
+
+# Makes the span of a run: the job, the trace that it carries, how long it waited in s.
+Tracing = Callable[[current.CurrentJob, Mapping[str, str], float], RunSpan]
 
 
 class NoLoop:
@@ -76,8 +91,11 @@ class JobRunner:
         *,
         changed: Callable[[], None],
         on_error: Sequence[Hook] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
+        self._tracing = tracing
+        self._spans: dict[tuple[hot.Lease, int], RunSpan] = {}
         self._slot = slot
         self._view = view
         self._hold = hold
@@ -292,7 +310,7 @@ class JobRunner:
         timeout = base.timeout_ms if own.timeout_ms is None else own.timeout_ms
         retries = base.rule.max_retries if own.max_retries is None else own.max_retries
         rule = RetryRule(retries, base.rule.base_ms, base.rule.cap_ms)
-        return Limits(timeout, self._hard(task, timeout), rule, own.expires_ms)
+        return Limits(timeout, self._hard(task, timeout), rule, own.expires_ms, _trace(own.trace))
 
     # -- one job that needs Python
 
@@ -359,26 +377,52 @@ class JobRunner:
         run = None
         if picked:
             run = self.capture.begin(lease, index, task, body, self.native.redis_offset_ms)
+        span = None if limits.trace is None else self._span(lease, index, entry, limits.trace)
         if task.is_async or self.active:
-            started = self.beside.start(lease, index, entry, body, limits)
+            context = contextvars.Context() if span is None else span.context
+            started = self.beside.start(lease, index, entry, body, limits, context)
             if run is not None:
                 started.add_done_callback(partial(self._ended_beside, run))
-        else:
-            self._own = limits
+            if span is not None:
+                started.add_done_callback(lambda _: self._end_span(lease, index))
+            return
+        call = partial(self.native.call, timeout_ms=limits.timeout_ms, hard_ms=limits.hard_ms)
+        self._own = limits
+        try:
+            if span is None:
+                call(lease, index, entry, body, retries=limits.packed)
+            else:
+                span.context.run(call, lease, index, entry, body, retries=limits.packed)
+        finally:
+            self._own = None
+        if run is not None:
+            self.capture.end(run)
+        if span is not None:
+            self._end_span(lease, index)
+
+    # -- spans, of jobs that carry a trace
+
+    def _span(
+        self, lease: hot.Lease, index: int, entry: hot.Entry, trace: Mapping[str, str]
+    ) -> RunSpan | None:
+        if self._tracing is None:
+            return None
+        waited_s = max(0.0, self.native.now_ms() / 1000 - lease.enqueued_us / 1e6)
+        try:
+            span = self._tracing(self._describe(lease, index, entry), trace, waited_s)
+        except Exception:  # a tracer's code: the job runs without
+            log.exception("job %s runs without a span", _id(lease, index))
+            return None
+        self._spans[lease, index] = span
+        return span
+
+    def _end_span(self, lease: hot.Lease, index: int) -> None:
+        span = self._spans.pop((lease, index), None)
+        if span is not None:
             try:
-                self.native.call(
-                    lease,
-                    index,
-                    entry,
-                    body,
-                    timeout_ms=limits.timeout_ms,
-                    hard_ms=limits.hard_ms,
-                    retries=limits.packed,
-                )
-            finally:
-                self._own = None
-            if run is not None:
-                self.capture.end(run)
+                span.end()
+            except Exception:  # an exporter's, if it exports at the end of each
+                log.exception("the span of job %s could not be ended", _id(lease, index))
 
     def _ended_beside(self, run: Run, _: asyncio.Future[Any]) -> None:
         if self.native.late is not None:
@@ -429,6 +473,8 @@ class JobRunner:
             log.warning("job %s (%s) is dead: %s", _id(lease, index), task.name, type(error).__name__)
         self._view.add("failed")
         self._record(lease, index, outcome)
+        if self._spans and (span := self._spans.get((lease, index))) is not None:
+            span.failed(error, "cancelled" if outcome.status == layout.OUT_CANCELLED else "failed")
         if self._reporter.hooks:
             self._report(lease, index, entry.name, outcome, error)
 
@@ -533,6 +579,12 @@ class _Reported:
     lease: hot.Lease
     index: int
     entry: hot.Entry
+
+
+def _trace(given: Any) -> Mapping[str, str] | None:
+    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
+        return None
+    return given or None
 
 
 def _payload_of(frame: bytes, index: int) -> dict[str, Any]:

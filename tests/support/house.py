@@ -37,6 +37,7 @@ RANKS: Mapping[str, int] = {
     "supervisor": 5,
     "bench": 6,
     "testing": 6,
+    "otel": 6,
     "api": 6,
     "cli": 6,
 }
