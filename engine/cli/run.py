@@ -242,8 +242,8 @@ def _schedules(timetable: Timetable, settings: Settings) -> str | None:
 
 def _workers(settings: Settings, pinning: str) -> str:
     until = ", until no job is left" if settings.burst else ""
-    procs = str(settings.procs)
-    if settings.autoscale is not None:
-        target_s = settings.drain_target_ms / 1000
-        procs = f"{settings.autoscale[0]} to {settings.procs}, as finishes what waits in {target_s:g} s;"
-    return f"{procs} processes{until}; {pinning}"
+    if settings.autoscale is None:
+        return f"{settings.procs} processes{until}; {pinning}"
+    fewest, most = settings.autoscale
+    target_s = settings.drain_target_ms / 1000
+    return f"{fewest} to {most} processes, as many as finish what waits in {target_s:g} s{until}; {pinning}"

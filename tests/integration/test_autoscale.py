@@ -93,6 +93,7 @@ def test_a_backlog_brings_workers_and_an_empty_queue_lets_them_go(
     assert scraping.value(scraping.scrape(url), "taskqueue_worker_crashes_total") == 0
     assert journal(tmp_path) == Counter(range(JOBS)), "each job ran once"
     text = program.text()
+    assert "1 to 3 processes, as many as finish what waits in 1 s; not pinned" in text
     assert "autoscale: 1 -> 3 workers, as" in text and "autoscale: 2 -> 1 workers, as" in text
     assert "is let go: 1 are enough" in text
     program.signal(signal.SIGTERM)
