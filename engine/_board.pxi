@@ -194,6 +194,9 @@ cdef class Slot:
 
     def close_row(self, int row):
         """Free a row whose settle has been answered."""
+        self._free_row(row)
+
+    cdef int _free_row(self, int row) except -1:
         cdef char *p = self._row(row)
         cdef unsigned long long block = tqe_load(p + R_BLOCK)
         if not tqe_load(p + R_RANGE) & ROW_LIVE:
@@ -202,12 +205,13 @@ cdef class Slot:
         if block:
             self._free_blocks.append(<int>block - 1)
         self._free_rows.append(row)
+        return 0
 
     def close_rows(self, list leases not None):
         """The same for leases that are settled whole."""
         cdef Lease lease
         for lease in leases:
-            self.close_row(lease.row)
+            self._free_row(lease.row)
 
     def states(self, int row):
         """State bytes of the whole row, from the base that was fetched."""

@@ -25,6 +25,7 @@ cdef extern from "Python.h":
     int PyIter_Send(object iterator, object value, PyObject **result) except? -1
     PyObject *PyContextVar_Set(PyObject *variable, PyObject *value) except NULL
     bint PyCoro_CheckExact(object o)
+    void Py_INCREF(object o)
     void Py_DECREF(PyObject *o)
 
 cdef enum:
@@ -163,7 +164,13 @@ cdef class Entry:
         tqe_add(self._block + word, 1)
 
 
+cdef list _NO_CLAIMS = []
+
+
+# No cycle leads through a lease, so the collector need not follow it: leases come by the thousand, and each of them would
+# bring its next run nearer.
 @cython.final
+@cython.no_gc
 cdef class Lease:
     """A frame that this worker holds: where the walk stands, and its row on the board."""
 
@@ -177,10 +184,11 @@ cdef class Lease:
     cdef public int running  # coroutines and helper jobs under way
     cdef public object cancels  # set of absolute indexes, or None
     cdef public object options  # the frame's options, decoded, or None
-    cdef public list claims  # [(base, n)]: the leases in Redis that this frame is held by
+    cdef list _claims  # None: it is held as it was fetched
     cdef public object pieces  # how to cut what was given back: [(base, n)]
     cdef public bint settling  # a settle of it is unanswered
     cdef public bint lost  # fenced: whatever is settled of it will be refused
+    cdef bint _seen
     cdef public unsigned long long started_ms
     cdef public unsigned long long finished_ms
     cdef public unsigned long long first_done_ns
@@ -205,11 +213,21 @@ cdef class Lease:
         self.rank = rank
         self.next = self._head.base
         self.stop = self._head.base + self._head.n
-        self.claims = [(self._head.base, self._head.n)]
         self.pieces = ()
         self._pos = self._head.data + F_HEADER + self._head.options_bytes
         self._state = slot._states(self.row)
         return 0
+
+    @property
+    def claims(self):
+        """[(base, n)]: the leases in Redis that this frame is held by."""
+        if self._claims is None:
+            self._claims = [(self._head.base, self._head.n)]
+        return self._claims
+
+    @claims.setter
+    def claims(self, list claims not None):
+        self._claims = claims
 
     @property
     def header(self):
@@ -264,7 +282,7 @@ cdef class Lease:
         if self._head.attempts or self._head.crashes:
             return False
         # Once a part was settled, Redis knows the rest by another name.
-        if len(self.claims) != 1 or <int>self.claims[0][1] != self._head.n:
+        if self._claims is not None and (len(self._claims) != 1 or <int>self._claims[0][1] != self._head.n):
             return False
         for i in range(self._head.n):
             if self._state[i] != JOB_DONE:
@@ -274,11 +292,15 @@ cdef class Lease:
     cdef bint _ended_well(self) except -1:
         """Held under one name, never tried before, and all jobs under that name have completed or have a record."""
         cdef int i, base, n
-        if self.settling or len(self.claims) != 1 or not self._head.flags & FLAG_TRACKED:
+        if self.settling or not self._head.flags & FLAG_TRACKED:
             return False
         if self._head.attempts or self._head.crashes:
             return False
-        base, n = self.claims[0]
+        base, n = self._head.base, self._head.n
+        if self._claims is not None:
+            if len(self._claims) != 1:
+                return False
+            base, n = self._claims[0]
         for i in range(base - self._head.base, base - self._head.base + n):
             if self._state[i] != JOB_DONE and self._state[i] != JOB_RECORDED:
                 return False
@@ -347,7 +369,7 @@ def admit(list frames not None, Slot slot not None, dict ranks not None, int oth
     cdef Lease lease
     cdef long jobs = 0
     cdef int rank
-    cdef str lane = None
+    cdef const unsigned char *lane = NULL  # of the frame before
     cdef int fault
     for frame in frames:
         lease = Lease.__new__(Lease)
@@ -358,9 +380,9 @@ def admit(list frames not None, Slot slot not None, dict ranks not None, int oth
             except (DamagedFrame, NewerFrame) as e:
                 odd.append((frame, e))
             continue
-        if lane is None or not same_lane(lane, &lease._head):
-            lane = PyUnicode_DecodeASCII(<const char *>lease._head.data + AT_LANE, lease._head.lane_bytes, NULL)
-            rank = ranks.get(lane, other_rank)
+        if lane == NULL or memcmp(lane, lease._head.data + AT_LANE, F_LANE_MAX) != 0:
+            lane = lease._head.data + AT_LANE
+            rank = ranks.get(PyUnicode_DecodeASCII(<const char *>lane, lease._head.lane_bytes, NULL), other_rank)
         try:
             lease._open(frame, slot, rank)
         except IndexError:
@@ -377,14 +399,10 @@ def admit(list frames not None, Slot slot not None, dict ranks not None, int oth
     return leases, jobs, odd
 
 
-cdef bint same_lane(str lane, FrameHead *head):
-    return len(lane) == head.lane_bytes and lane.encode() == PyBytes_FromStringAndSize(<const char *>head.data + AT_LANE, head.lane_bytes)
-
-
 # What a worker's Hold and Settler do with leases by the hundred: frames of one cost as much here as their jobs.
 
 
-def hold_all(list leases not None, dict by_row not None, list ready not None, double per_job_ns):
+def hold_all(list leases not None, dict held not None, list ready not None, double per_job_ns):
     """Take in leases that all have jobs to start; `ready` has a list a rank. Returns (bytes, predicted ns) that they add."""
     cdef Lease lease
     cdef Py_ssize_t size = 0
@@ -392,7 +410,7 @@ def hold_all(list leases not None, dict by_row not None, list ready not None, do
     cdef list rank = None
     cdef int number = -1
     for lease in leases:
-        by_row[lease.row] = lease
+        held[lease] = None
         size += lease._head.size
         lease.predicted_ns = per_job_ns * lease._head.n
         ns += lease.predicted_ns
@@ -419,29 +437,29 @@ def start_all(list leases not None, int at, int end, list ended not None):
     return ns
 
 
-def still_held(list leases not None, dict by_row not None):
+def still_held(list leases not None, dict held not None):
     """The leases that are held, each once: ([those with claims], [those without, which wait to be released])."""
     cdef Lease lease
-    cdef set seen = set()
     cdef list claimed = []
     cdef list rest = []
     for lease in leases:
-        if by_row.get(lease.row) is lease and lease.row not in seen:
-            seen.add(lease.row)
-            (claimed if lease.claims else rest).append(lease)
+        if not lease._seen and lease in held:
+            lease._seen = True
+            (claimed if lease._claims is None or lease._claims else rest).append(lease)
+    for lease in leases:
+        lease._seen = False
     return claimed, rest
 
 
-def close_all(list leases not None, dict by_row not None, Slot slot not None):
+def close_all(list leases not None, dict held not None, Slot slot not None):
     """These are settled whole: free their rows. Returns the bytes that they held."""
     cdef Lease lease
     cdef Py_ssize_t size = 0
     for lease in leases:
-        lease.claims = []
-        if by_row.get(lease.row) is lease:
-            del by_row[lease.row]
+        lease._claims = _NO_CLAIMS
+        if held.pop(lease, lease) is None:
             size += lease._head.size
-            slot.close_row(lease.row)
+            slot._free_row(lease.row)
     return size
 
 
@@ -1056,19 +1074,25 @@ cdef class Runner:
 cdef object call_task(Entry entry, object args):
     """Call by position: what the generated struct has checked needs no dict of keywords."""
     cdef PyObject *stack[ARGS_MAX]
-    cdef list held
-    cdef Py_ssize_t i, n
+    cdef Py_ssize_t filled = 0
+    cdef object name, value
     if entry.mode == MODE_STRUCT:
         return PyObject_CallOneArg(entry.func, args)
     if entry.mode == MODE_KWARGS:
         return PyObject_Call(entry.func, _EMPTY, args)
-    n = len(entry._names)
-    held = [getattr(args, <str>name) for name in entry._names]
-    for i in range(n):
-        stack[i] = <PyObject *>held[i]
-    if entry.keyword_only:
-        return PyObject_Vectorcall(entry.func, stack, len(entry.positional), <PyObject *>entry.keyword_only)
-    return PyObject_Vectorcall(entry.func, stack, n, NULL)
+    try:
+        for name in entry._names:
+            value = getattr(args, <str>name)
+            Py_INCREF(value)
+            stack[filled] = <PyObject *>value
+            filled += 1
+        if entry.keyword_only:
+            return PyObject_Vectorcall(entry.func, stack, len(entry.positional), <PyObject *>entry.keyword_only)
+        return PyObject_Vectorcall(entry.func, stack, filled, NULL)
+    finally:
+        while filled:
+            filled -= 1
+            Py_DECREF(stack[filled])
 
 
 async def _awaited(awaitable):

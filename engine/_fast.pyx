@@ -6,5 +6,6 @@ COMPILED = True
 include "_crc.pxi"
 include "_frame.pxi"
 include "_payload.pxi"
+include "_resp.pxi"
 include "_board.pxi"
 include "_dispatch.pxi"

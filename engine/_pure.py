@@ -565,3 +565,20 @@ def _bytes(value: Any) -> bytes:
     if type(value) is not bytes:
         raise TypeError(f"expected bytes, got {type(value).__name__}")
     return value
+
+
+def pack_command(arguments: tuple[bytes | str | int | float, ...]) -> bytes:
+    """A command of bytes, texts and numbers as Redis reads it."""
+    pieces = [b"*%d\r\n" % len(arguments)]
+    for argument in arguments:
+        text = argument if isinstance(argument, bytes) else _as_text(argument)
+        pieces.append(b"$%d\r\n%b\r\n" % (len(text), text))
+    return b"".join(pieces)
+
+
+def _as_text(argument: object) -> bytes:
+    if isinstance(argument, str):
+        return argument.encode()
+    if isinstance(argument, int | float) and not isinstance(argument, bool):
+        return repr(argument).encode()
+    raise TypeError(f"Redis takes bytes, texts and numbers, not {type(argument).__name__}")

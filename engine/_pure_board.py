@@ -610,12 +610,12 @@ def admit(
 
 
 def hold_all(
-    leases: list[Lease], by_row: dict[int, Lease], ready: list[list[Lease]], per_job_ns: float
+    leases: list[Lease], held: dict[Lease, None], ready: list[list[Lease]], per_job_ns: float
 ) -> tuple[int, float]:
     """Take in leases that all have jobs to start; `ready` has a list a rank. Returns (bytes, predicted ns)
     that they add."""
     for lease in leases:
-        by_row[lease.row] = lease
+        held[lease] = None
         lease.predicted_ns = per_job_ns * lease.n
         ready[lease.rank].append(lease)
     return sum(len(lease.frame) for lease in leases), sum(lease.predicted_ns for lease in leases)
@@ -633,20 +633,19 @@ def start_all(leases: list[Lease], at: int, end: int, ended: list[Lease]) -> flo
     return ns
 
 
-def still_held(leases: list[Lease], by_row: dict[int, Lease]) -> tuple[list[Lease], list[Lease]]:
+def still_held(leases: list[Lease], held: dict[Lease, None]) -> tuple[list[Lease], list[Lease]]:
     """The leases that are held, each once: ([those with claims], [those without, which wait to be
     released])."""
-    held = list({lease.row: lease for lease in leases if by_row.get(lease.row) is lease}.values())
-    return [lease for lease in held if lease.claims], [lease for lease in held if not lease.claims]
+    found = [lease for lease in dict.fromkeys(leases) if lease in held]
+    return [lease for lease in found if lease.claims], [lease for lease in found if not lease.claims]
 
 
-def close_all(leases: list[Lease], by_row: dict[int, Lease], slot: Slot) -> int:
+def close_all(leases: list[Lease], held: dict[Lease, None], slot: Slot) -> int:
     """These are settled whole: free their rows. Returns the bytes that they held."""
     size = 0
     for lease in leases:
         lease.claims = []
-        if by_row.get(lease.row) is lease:
-            del by_row[lease.row]
+        if held.pop(lease, lease) is None:
             size += len(lease.frame)
             slot.close_row(lease.row)
     return size

@@ -35,6 +35,7 @@ pack = _backend.pack
 pack_same = _backend.pack_same
 pack_mixed = _backend.pack_mixed
 pack_lines = _backend.pack_lines
+pack_command = _backend.pack_command
 longest_line = _backend.longest_line
 parse = _backend.parse
 peek = _backend.peek
@@ -59,6 +60,7 @@ __all__ = [
     "job_at",
     "longest_line",
     "pack",
+    "pack_command",
     "pack_lines",
     "pack_mixed",
     "pack_same",

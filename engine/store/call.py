@@ -8,17 +8,17 @@ text. Scripts are never loaded by a command of its own, since careful ACLs deny 
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import hiredis
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tqe import codec
 from tqe.errors import LeaseLost, QueueFull, RedisUnavailable, ScriptError, TQEError
 from tqe.store.scripts import SCRIPTS
 
@@ -156,7 +156,6 @@ def _one(answers: Sequence[Reply]) -> Reply:
 
 Commands = Sequence[tuple[Argument, ...]]
 _PIECE_BYTES: Final = 8 * 1024
-_pack: Final = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)
 
 
 def pieces(arguments: tuple[Argument, ...]) -> list[bytes]:
@@ -176,7 +175,7 @@ def _joined(arguments: tuple[Argument, ...], behind: bytes) -> bytes:
     """Arguments as they go over the wire, without the count that stands before a whole command."""
     if not arguments:
         return behind
-    packed = _pack(arguments)
+    packed = codec.pack_command(arguments)
     return packed[packed.index(b"\n") + 1 :] + behind
 
 
@@ -252,7 +251,7 @@ class SyncDoor:
             return Begun(call, None, reply_error(_text(e)))
         begun = Begun(call, connection)
         try:
-            connection.send_packed_command(packed or [_pack(call.evalsha())], check_health=False)
+            connection.send_packed_command(packed or [codec.pack_command(call.evalsha())], check_health=False)
         except (redis.ConnectionError, redis.TimeoutError, OSError) as e:
             self.abandon(begun)
             (begun.failure,) = _broken([], 1, e)

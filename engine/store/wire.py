@@ -13,13 +13,13 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 
-from tqe import clock
+from tqe import clock, codec
 from tqe.errors import RedisUnavailable
 from tqe.store.call import Call, reply_error
 
@@ -27,9 +27,6 @@ _BUFFER_BYTES: Final = 256 * 1024
 _KEEPALIVE_S: Final = 5
 
 Argument = bytes | str | int | float
-
-
-_pack: Final = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)
 
 
 class Wire(asyncio.BufferedProtocol):
@@ -90,7 +87,8 @@ class Wire(asyncio.BufferedProtocol):
         packed: list[bytes] = []
         futures: list[asyncio.Future[Any]] = []
         for call in calls:
-            packed.append(_pack(call.evalsha() if call.script in self._known else call.eval()))
+            known = call.script in self._known
+            packed.append(codec.pack_command(call.evalsha() if known else call.eval()))
             self._known.add(call.script)
             futures.append(self._expect(call, timeout_ms))
         self._write(b"".join(packed))
@@ -99,7 +97,7 @@ class Wire(asyncio.BufferedProtocol):
     def command(self, *arguments: Argument, timeout_ms: int) -> asyncio.Future[Any]:
         """Send one plain command."""
         future = self._expect(None, timeout_ms)
-        self._write(_pack(arguments))
+        self._write(codec.pack_command(arguments))
         return future
 
     def check(self) -> None:
@@ -140,7 +138,7 @@ class Wire(asyncio.BufferedProtocol):
         if isinstance(reply, hiredis.ReplyError):
             if call is not None and str(reply).startswith("NOSCRIPT"):
                 self._waiting.append((future, None, deadline))
-                self._write(_pack(call.eval()))
+                self._write(codec.pack_command(call.eval()))
                 return
             if not future.done():
                 future.set_exception(reply_error(str(reply), call.script if call else ""))

@@ -29,6 +29,9 @@ JOBS_FIRST: Final = 64  # budget of the first fetch
 GROWTH: Final = 4
 JOBS_MAX: Final = 16_384
 WINDOW_JOBS: Final = 1_000  # unscored jobs of an ordered lane that are looked at together
+# Three batches are in flight at a time: one that is being settled, one that runs, one that is being fetched.
+FRAMES_MAX: Final = min(formats.FETCH_FRAMES_MAX, formats.IN_FLIGHT_FRAMES_MAX // 3)
+TINY_JOBS: Final = 64  # so many jobs at hand take longer to run than the next call takes to build
 
 
 class Fetcher:
@@ -73,9 +76,11 @@ class Fetcher:
         self._bounds: Mapping[str, int] = {}  # that `_calls` have
         self._mismatches = 0
         self._jobs_budget = JOBS_FIRST
+        self._asked = (0, 0)  # jobs and frames
         self._unanswered: asyncio.Future[Any] | None = None
         self.sent_at = 0  # ns
         self.empty = False  # the last fetch brought nothing: wait for a token
+        self.flows = False  # it brought many jobs, and more of them wait
         self.trouble = False  # Redis holds other leases for us than we know of
 
     def begin(self, incarnation: str) -> None:
@@ -85,6 +90,7 @@ class Fetcher:
         self._unanswered = None
         self._mismatches = 0
         self.empty = False
+        self.flows = False
         self.trouble = False
 
     def wants(self) -> bool:
@@ -98,7 +104,7 @@ class Fetcher:
             and self._runner.free_slots > 0
             and not self._runner.resting
             and not self._suspects.hinder
-            and len(hold) < formats.IN_FLIGHT_FRAMES_MAX // 2
+            and len(hold) <= formats.IN_FLIGHT_FRAMES_MAX - FRAMES_MAX
             and hold.bytes < formats.IN_FLIGHT_BYTES_MAX // 2
             and self._slot.free_rows()[1] > 16
         )
@@ -112,12 +118,15 @@ class Fetcher:
             calls = self.reorder()
         jobs = self._suspects.jobs_max(self._jobs_budget)
         # Of an ordered lane more is looked at than will be kept.
-        frames = max(jobs, WINDOW_JOBS) if ordering.on else jobs
+        frames = max(jobs, WINDOW_JOBS) if ordering.on else min(jobs, FRAMES_MAX)
         free_rows, _ = self._slot.free_rows()
+        room = min(formats.FETCH_FRAMES_MAX, formats.IN_FLIGHT_FRAMES_MAX - len(self._hold), free_rows - 1)
+        frames = max(1, min(frames, room))
+        self._asked = (jobs, frames)
         return calls.call(
             jobs_max=jobs,
             bytes_max=formats.FETCH_BYTES_MAX,
-            frames_max=min(formats.FETCH_FRAMES_MAX, free_rows - 1, frames) or 1,
+            frames_max=frames,
             window_jobs=WINDOW_JOBS,
         )
 
@@ -154,6 +163,7 @@ class Fetcher:
         now_ns = clock.boottime_ns()
         self._runner.native.redis_offset_ms = fetched.now_us // 1000 - now_ns // 1_000_000
         self.empty = not fetched.frames
+        self.flows = False
         self._view.add("fetches")
         self._view.add("fetch_us", max(0, now_ns - self.sent_at) // 1000)
         self._hold.expected += len(fetched.frames)
@@ -239,6 +249,7 @@ class Fetcher:
         """
         if not jobs:
             return
+        self.flows = jobs == kept >= TINY_JOBS and 2 * jobs >= min(self._asked)
         budget = kept if kept < jobs else max(self._jobs_budget, jobs) * GROWTH
         if predicted_ns > 0:
             budget = min(budget, int(self._settings.quantum_us * 1000 / predicted_ns * kept))

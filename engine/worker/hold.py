@@ -18,11 +18,11 @@ class Spot(NamedTuple):
 
 
 class Hold:
-    """Leases by row; those with jobs left to start by lane rank, in the order of their arrival; those that
+    """All leases; those with jobs left to start by lane rank, in the order of their arrival; those that
     have ended."""
 
     def __init__(self, ranks: int) -> None:
-        self._by_row: dict[int, Lease] = {}
+        self._held: dict[Lease, None] = {}  # a row may become another lease's, so not by row
         self._ready: list[list[Lease]] = [[] for _ in range(ranks)]
         self.ended: list[Lease] = []  # nothing of them waits or runs: to be settled whole
         self.cut: list[Lease] = []  # a part of them goes back
@@ -32,14 +32,14 @@ class Hold:
         self.expected = 0
 
     def __len__(self) -> int:
-        return len(self._by_row)
+        return len(self._held)
 
     def __iter__(self) -> Iterator[Lease]:
-        return iter(list(self._by_row.values()))
+        return iter(list(self._held))
 
     def add(self, lease: Lease) -> None:
         """Take in a lease; it is ready if it has jobs to start, else it has ended."""
-        self._by_row[lease.row] = lease
+        self._held[lease] = None
         self.bytes += len(lease.frame)
         if lease.next < lease.stop:
             self._ready[lease.rank].append(lease)
@@ -49,7 +49,7 @@ class Hold:
 
     def set_aside(self, lease: Lease) -> None:
         """Take in a lease that is not to be started yet: `ready` or `give_way` says how it goes on."""
-        self._by_row[lease.row] = lease
+        self._held[lease] = None
         self.bytes += len(lease.frame)
 
     def ready(self, lease: Lease) -> None:
@@ -63,19 +63,19 @@ class Hold:
 
     def add_all(self, leases: list[Lease], predicted_ns: float) -> None:
         """Take in leases that all have jobs to start, of so much predicted time a job."""
-        size, ns = hot.hold_all(leases, self._by_row, self._ready, predicted_ns)
+        size, ns = hot.hold_all(leases, self._held, self._ready, predicted_ns)
         self.bytes += size
         self.held_ns += ns
 
     def __contains__(self, lease: Lease) -> bool:
-        """Whether it is held: its row may be another lease's by now."""
-        return self._by_row.get(lease.row) is lease
+        """Whether it is held."""
+        return lease in self._held
 
     def remove(self, lease: Lease) -> bool:
         """A lease is gone from Redis and nothing of it runs. False if it was removed before."""
         if lease not in self:
             return False
-        del self._by_row[lease.row]
+        del self._held[lease]
         self.bytes -= len(lease.frame)
         return True
 
@@ -99,14 +99,14 @@ class Hold:
 
     def take_ended(self) -> tuple[list[Lease], list[Lease]]:
         """What has ended or was cut since the last time, each once: ([to be settled], [without a claim])."""
-        found = hot.still_held(self.ended + self.cut, self._by_row)
+        found = hot.still_held(self.ended + self.cut, self._held)
         self.ended.clear()
         self.cut.clear()
         return found
 
     def close(self, leases: list[Lease], slot: hot.Slot) -> None:
         """These are settled whole: free their rows."""
-        self.bytes -= hot.close_all(leases, self._by_row, slot)
+        self.bytes -= hot.close_all(leases, self._held, slot)
         self.expected -= len(leases)
 
     def unready(self, lease: Lease) -> None:

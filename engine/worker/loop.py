@@ -200,6 +200,12 @@ class Worker:
         if self._settler.trouble or self._fetcher.trouble:
             await self._take_over()
         self._suspects.look()
+        if self._fetcher.flows and not self._draining:
+            try:
+                await self._fetch_ahead()
+            except LOST as e:
+                await self._lost(e)
+                return
         code = self._run()
         if code == hot.RUN_STOP:
             self._obey()
@@ -246,6 +252,13 @@ class Worker:
             await self._exchange(force=False)
             await asyncio.sleep(0)  # only the loop writes to the socket
 
+    async def _fetch_ahead(self) -> None:
+        """Where many tiny jobs wait, ask for the next ones before these run: Redis is busy with them
+        meanwhile, and neither waits for the other."""
+        if self._fetcher.wants():
+            await self._exchange(force=False, wait=False)
+            await asyncio.sleep(0)  # only the loop writes to the socket
+
     def _run(self) -> int:
         if self._view.get(layout.C_STOP):
             self._obey()
@@ -262,11 +275,12 @@ class Worker:
         self._hold.spent(self._hold.spot(), spent)
         return code
 
-    async def _exchange(self, *, force: bool) -> None:
-        """Send what there is to tell, and a fetch with it, in one write."""
+    async def _exchange(self, *, force: bool, wait: bool = True) -> None:
+        """Send what there is to tell, and a fetch with it, in one write. Without `wait`, nothing is told
+        before the last settle was answered."""
         fetch = not self._draining and self._fetcher.wants()
         now_ns = clock.boottime_ns()
-        tell = self._to_tell(now_ns, fetch=fetch, force=force)
+        tell = (wait or self._settler.unanswered is None) and self._to_tell(now_ns, fetch=fetch, force=force)
         if not fetch and not tell:
             return
         calls = []
@@ -299,7 +313,9 @@ class Worker:
         hold = self._hold
         if self._settler.urgent or force or self._draining:
             return True
-        if hold.ended and (fetch or hold.idle or now_ns - self._told_ns > PARTIAL_AFTER_NS):
+        # Idle for a moment only, where more is on its way: then the settle goes out with the next fetch.
+        idle = hold.idle and not (self._fetcher.flows and self._fetcher.unanswered is not None)
+        if hold.ended and (fetch or idle or now_ns - self._told_ns > PARTIAL_AFTER_NS):
             self._told_ns = now_ns
             return True
         return bool(self.runner.active) and now_ns - self._told_ns > PARTIAL_AFTER_NS

@@ -172,6 +172,37 @@ def test_a_worker_that_is_used_up_says_so_and_goes_on(rig_of: Callable[..., Rig]
 # ------------------------------------------------------------------ waking
 
 
+def test_where_many_tiny_jobs_wait_the_next_ones_come_while_these_run(
+    rig_of: Callable[..., Rig],
+) -> None:
+    """Neither Redis nor the worker waits for the other: no batch ends with nothing under way."""
+    rig = rig_of(quantum_us=6_000_000)
+    jobs, started = 2_000, 0
+    redis = rig.server.client()
+    queue = rig.keys.queue("normal")
+
+    def more_comes() -> bool:
+        left = redis.llen(queue)
+        return left == 0 or jobs - left > started
+
+    @rig.app.task("TINY")
+    def tiny(n: int) -> None:
+        nonlocal started
+        started += 1
+        if n >= 1_000 and not more_comes():
+            try:
+                wait_until(more_comes, 2)
+            except AssertionError:
+                rig.journal("waited", n)
+
+    for n in range(jobs):
+        rig.submit("TINY", {"n": n})
+    rig.worker()
+    rig.wait_ended()
+    assert rig.journal.notes("waited") == []
+    finish(rig)
+
+
 def test_an_idle_worker_is_cheap_and_wakes_at_once(rig: Rig) -> None:
     @rig.app.task("JOB")
     def job(n: int) -> int:
