@@ -18,7 +18,7 @@ TREE := $(shell find engine ml lua -type f '(' -name '*.py' -o -name '*.pyi' -o 
 	-o -path '*/assets/*' ')' | sort)
 CYTHON := $(wildcard engine/*.pyx engine/*.pxi engine/*.pxd)
 
-.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-ordering peers-table hostile lint stub campaign image-check clean FORCE
+.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-http bench-ordering peers-table hostile lint stub campaign image-check clean FORCE
 
 install: $(VENV)/.built
 
@@ -61,6 +61,10 @@ bench-counts: install
 bench-peers: install
 	$(BIN)/python -m bench.peers.run $(PEERS) --out $(PEERS_RESULT) $(PEERS_ARGS)
 	$(BIN)/python -m bench.peers.table $(PEERS_RESULT)
+
+# HTTP_ARGS="--scale 0.3 --out FILE"
+bench-http: install
+	$(BIN)/python -m bench.rest.run --write docs/HTTP_API.md $(HTTP_ARGS)
 
 peers-table: install
 	$(BIN)/python -m bench.peers.table $(PEERS_RESULT) --write README.md

@@ -9,6 +9,7 @@ import pytest
 
 from bench import counts
 from bench.peers import peers, table
+from bench.rest import table as rest_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULT = ROOT / "bench" / "results" / "peers.json"
@@ -110,3 +111,15 @@ def test_the_committed_counts_are_of_parts_that_there_are() -> None:
     committed = json.loads(counts.COMMITTED.read_text()) if counts.COMMITTED.exists() else {}
     for kind, figures in committed.items():
         assert set(figures) <= set(counts.PARTS), kind
+
+
+# ------------------------------------------------------------------ over HTTP
+
+
+def test_the_table_of_the_rest_api_is_that_of_the_committed_result() -> None:
+    found = json.loads((ROOT / "bench" / "results" / "http.json").read_text())
+    text = (ROOT / "docs" / "HTTP_API.md").read_text()
+    assert f"{rest_table.BEGIN}\n{rest_table.made(found)}\n{rest_table.END}" in text
+    assert found["chaos"]["failed"] == 0 and found["end_to_end"]["failed"] == 0
+    assert "Not a result" in rest_table.made(found | {"quiet": False})
+    assert "Not a result" not in rest_table.made(found | {"quiet": True, "scale": 1.0})

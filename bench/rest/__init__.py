@@ -1,0 +1,1 @@
+"""The REST API measured over HTTP, beside the figures of the system that inspired this one."""
