@@ -255,6 +255,22 @@ def environment(**given: str) -> dict[str, str]:
     return {**os.environ, **{PREFIX + name.upper(): value for name, value in given.items()}}
 
 
+_METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # of prometheus-client, which asks for it by this name
+
+
+def metrics_folder() -> Path | None:
+    """The folder that the processes of this environment share their own metrics in, if there is one."""
+    return Path(found) if (found := os.environ.get(_METRICS_FOLDER)) else None
+
+
+def set_metrics_folder(folder: Path | None) -> None:
+    """Name that folder to this process and its children."""
+    if folder is None:
+        os.environ.pop(_METRICS_FOLDER, None)
+    else:
+        os.environ[_METRICS_FOLDER] = str(folder)
+
+
 def redacted(url: str) -> str:
     """The address without its password, for logs and error texts."""
     return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)

@@ -101,7 +101,12 @@ def run(
     first = settings_module.load(cli=command_line)
     if first.app is None:
         raise click.UsageError("give the APP to run as module:attribute, for example: tqe run tasks:app")
-    ctx.exit(serve(first.app, first, command_line))
+    # Before anything of the app's is imported, which may make metrics.
+    from tqe.telemetry import user_metrics
+
+    with user_metrics.shared_folder():
+        code = serve(first.app, first, command_line)
+    ctx.exit(code)
 
 
 def serve(path: str, first: Settings, command_line: Mapping[str, Any]) -> int:

@@ -37,7 +37,7 @@ from tqe.steward.trimmer import Trimmer
 from tqe.steward.watchdog import Watchdog
 from tqe.store import housekeeping
 from tqe.store.keys import Keys
-from tqe.telemetry import logs, metrics
+from tqe.telemetry import logs, metrics, user_metrics
 
 TURN_S: Final = 0.05  # a death is seen within one turn
 JITTER: Final = 0.2  # of a period, always earlier: stewards of many hosts must not knock at the same moment
@@ -203,12 +203,21 @@ def run_steward(
     door = open_door(settings, redis_url, beat)
     context = Context(settings, board, door, Keys(settings.namespace), host_name())
     reader = TotalsReader(context)
-    steward = Steward(context, make_duties(context, reader, timetable, models), revive=revive)
+    duties = make_duties(context, reader, timetable, models)
+    own = user_metrics.of_this_process()
+    if own is not None:
+        duties.append(user_metrics.FoldUserMetrics(own))
+    steward = Steward(context, duties, revive=revive)
     served: metrics.Served | None = None
     if settings.metrics_port is not None:
         exporter = Exporter(context, reader, steward.duties, steward.redis_up)
         try:
-            served = metrics.serve(exporter.sample, port=settings.metrics_port, address=settings.metrics_host)
+            served = metrics.serve(
+                exporter.sample,
+                port=settings.metrics_port,
+                address=settings.metrics_host,
+                more=tuple if own is None else own.collect,
+            )
             _log.info(f"metrics are served on {settings.metrics_host}, port {served.port}", port=served.port)
         except OSError as e:
             _log.error(f"metrics cannot be served on port {settings.metrics_port}: {e.strerror}")

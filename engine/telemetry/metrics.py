@@ -202,11 +202,14 @@ class Served:
         self._thread.join(5)
 
 
-def serve(take: Callable[[], Sample], *, port: int, address: str) -> Served:
-    """Serve `/metrics` from a thread of this process; port 0 takes any free one. Raises OSError if it is
-    taken."""
+def serve(
+    take: Callable[[], Sample], *, port: int, address: str, more: Callable[[], Iterable[Metric]] = tuple
+) -> Served:
+    """Serve `/metrics` from a thread of this process, with `more` below the engine's own; port 0 takes any
+    free one. Raises OSError if it is taken."""
     registry = CollectorRegistry()
     registry.register(Page(lambda: families(take())))
+    registry.register(Page(more))
     server, thread = start_http_server(port, addr=address, registry=registry)
     return Served(int(server.server_port), server, thread)
 

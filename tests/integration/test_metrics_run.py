@@ -107,3 +107,56 @@ def test_metrics_are_for_this_machine_unless_told_otherwise() -> None:
         lifecycle.check_port("127.0.0.2", port)  # another address of this machine is free
     with pytest.raises(SettingsError, match="metrics_host = nowhere"):
         lifecycle.check_port("nowhere.invalid", 9100)
+
+
+COUNTING = """
+import os, signal
+from prometheus_client import Counter, Histogram
+from tqe import App
+
+sold = Counter("sold", "Things sold.", ["what"])
+price = Histogram("price", "What they cost.", buckets=(1, 10))
+app = App()
+
+@app.task("SELL", max_retries=0)
+def sell(what: str, cost: float) -> int:
+    sold.labels(what).inc()
+    price.observe(cost)
+    return os.getpid()
+
+@app.task("DIE", max_retries=0)
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
+def test_metrics_of_the_apps_own_survive_their_workers(cli: Cli, tmp_path: Path, preload: str) -> None:
+    (tmp_path / "work.py").write_text(COUNTING)
+    env = {**cli.env, "TQE_CRASHES_MAX": "1", "TMPDIR": str(tmp_path)}
+    program = Program(
+        tmp_path, env, ("run", "work:app", "--procs", "1", "--no-pin", "--metrics-port", "0", preload)
+    )
+    try:
+        (url,) = re.findall(r"http://127\.0\.0\.1:\d+/metrics", program.says("metrics are served"))
+
+        def sold() -> float:
+            page = scraping.scrape(url)
+            return scraping.value(page, "sold_total", what="pen") if "sold_total{" in page else 0.0
+
+        for total in (1, 2, 3):
+            cli("submit", "SELL", '{"what": "pen", "cost": 5}', "--wait=20")
+            assert sold() == total
+            assert cli("submit", "DIE", "--wait=20").exit_code == 1
+            wait_until(lambda now=total: sold() == now, what="the worker's count is still there")
+        (folder,) = tmp_path.glob("tqe-metrics-*")
+        wait_until(lambda: list(folder.glob("counter_folded-*.db")), 20, "what dead workers left is folded")
+        page = scraping.scrape(url)
+        assert scraping.value(page, "sold_total", what="pen") == 3
+        assert scraping.value(page, "price_count") == 3 and scraping.value(page, "price_sum") == 15
+        assert scraping.value(page, "price_bucket", le="10.0") == 3
+        program.signal(signal.SIGTERM)
+        assert program.ended() == 0
+        assert not folder.exists()
+    finally:
+        program.close()

@@ -1,0 +1,216 @@
+"""Owns the metrics that an app defines with prometheus-client: the folder that its processes share, in which
+the files of dead ones are folded into one.
+
+The library gives each process files of its own and adds them up at a scrape, also those of processes that are
+gone: a counter must not fall when its worker dies. After a thousand deaths a scrape would read thousands of
+files, so what dead processes left is added up once, in steps that may be cut off anywhere: files to be folded
+are first renamed to carry the number of the fold (they end with `.db.7`), then their sum with the last one
+(`…_folded-6.db`) becomes `…_folded-7.db` in one rename, then they are deleted. A file that carries a number
+up to that of the fold that is there has been counted; one that carries the next has not.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client import values
+from prometheus_client.core import Metric
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from tqe import settings
+from tqe.telemetry import logs
+from tqe.telemetry.metrics import PREFIX
+
+_log = logs.get("metrics")
+
+# The library's own way of storing, which it does not annotate.
+_Book: Final[Any] = MmapedDict
+_merge: Final[Any] = MultiProcessCollector.merge
+_make_value_class: Final[Any] = values.MultiProcessValue
+
+# Beginnings of files' names, and how two values become one. Of gauges that tell of one process each, or of
+# live ones only, nothing is kept.
+_FOLDS: Final = {
+    "counter": "sum",
+    "histogram": "sum",
+    "summary": "sum",
+    "gauge_sum": "sum",
+    "gauge_min": "min",
+    "gauge_max": "max",
+    "gauge_mostrecent": "mostrecent",
+}
+
+
+@contextmanager
+def shared_folder() -> Iterator[None]:
+    """Meanwhile metrics that are made here and in our children share a folder, which goes away at the end.
+
+    One that the user has set (PROMETHEUS_MULTIPROC_DIR) is used as it is, and stays.
+    """
+    if settings.metrics_folder() is not None:
+        yield
+        return
+    folder = Path(tempfile.mkdtemp(prefix="tqe-metrics-"))
+    # The library decides at its import, which may have been before.
+    before = values.ValueClass
+    settings.set_metrics_folder(folder)
+    values.ValueClass = _make_value_class()
+    try:
+        yield
+    finally:
+        values.ValueClass = before
+        settings.set_metrics_folder(None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class UserMetrics:
+    """The metrics of the processes that share a folder. Threads may share it; one process folds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._told: set[str] = set()
+        with self._lock:
+            self._recover()
+
+    def collect(self) -> list[Metric]:
+        """What all processes have counted, dead ones too; never raises for what is in a file."""
+        with self._lock:
+            files = [str(path) for path in self._folder.glob("*.db")]
+            try:
+                found = list(_merge(files))
+            except Exception:  # of a process that was killed within a write, say
+                found = list(_merge([file for file in files if self._is_sound(file)]))
+        return [metric for metric in found if not self._is_ours(metric.name)]
+
+    def fold(self) -> int:
+        """Fold what dead processes left; how many files that were."""
+        with self._lock:
+            self._recover()
+            dead: dict[str, list[Path]] = {}
+            for path in self._folder.glob("*.db"):
+                kind, _, pid = path.stem.rpartition("_")
+                if pid.isdecimal() and not Path("/proc", pid).exists():
+                    dead.setdefault(kind, []).append(path)
+            for kind, paths in dead.items():
+                if kind not in _FOLDS:
+                    for path in paths:
+                        path.unlink(missing_ok=True)
+                    continue
+                number = self._number(kind) + 1
+                for path in paths:
+                    path.rename(path.with_name(f"{path.name}.{number}"))
+                self._finish(kind, number)
+            return sum(len(paths) for paths in dead.values())
+
+    # -- a fold's steps
+
+    def _recover(self) -> None:
+        """Finish or clear away what was cut off."""
+        for path in self._folder.glob("*.tmp"):
+            path.unlink(missing_ok=True)
+        for kind in _FOLDS:
+            for number in sorted({int(path.suffix[1:]) for path in self._folder.glob(f"{kind}_*.db.*")}):
+                self._finish(kind, number)
+            self._delete_old(kind)
+
+    def _finish(self, kind: str, number: int) -> None:
+        taken = list(self._folder.glob(f"{kind}_*.db.{number}"))
+        if number > self._number(kind):
+            before = [self._folded(kind, self._number(kind))]
+            made = self._folder / f"{kind}_folded-{number}.tmp"
+            self._write(made, kind, [path for path in (*before, *taken) if path.exists()])
+            made.rename(self._folded(kind, number))
+        self._delete_old(kind)
+        for path in taken:
+            path.unlink(missing_ok=True)
+
+    def _delete_old(self, kind: str) -> None:
+        last = self._number(kind)
+        for path in self._folder.glob(f"{kind}_folded-*.db"):
+            if path != self._folded(kind, last):
+                path.unlink(missing_ok=True)
+
+    def _write(self, made: Path, kind: str, paths: Iterable[Path]) -> None:
+        total: dict[str, tuple[float, float]] = {}
+        for path in paths:
+            if not self._is_sound(str(path)):
+                continue
+            for key, value, stamp, _ in _Book.read_all_values_from_file(str(path)):
+                known = total.get(key)
+                total[key] = (value, stamp) if known is None else _one(_FOLDS[kind], known, (value, stamp))
+        target = _Book(str(made))
+        try:
+            for key, (value, stamp) in total.items():
+                target.write_value(key, value, stamp)
+        finally:
+            target.close()
+
+    def _number(self, kind: str) -> int:
+        """Of the last fold; 0 before the first."""
+        names = [path.stem for path in self._folder.glob(f"{kind}_folded-*.db")]
+        return max((int(name.rpartition("-")[2]) for name in names), default=0)
+
+    def _folded(self, kind: str, number: int) -> Path:
+        return self._folder / f"{kind}_folded-{number}.db"
+
+    # -- what is left out
+
+    def _is_sound(self, file: str) -> bool:
+        if not Path(file).stat().st_size:
+            return False  # its process is just making it
+        try:
+            for _ in _Book.read_all_values_from_file(file):
+                pass
+        except Exception as e:
+            self._tell(file, f"the metrics in {Path(file).name} cannot be read and are left out: {e}")
+            return False
+        return True
+
+    def _is_ours(self, name: str) -> bool:
+        """Two metrics of one name would make the whole page unreadable."""
+        if not name.startswith(PREFIX):
+            return False
+        self._tell(name, f"the app's metric {name} is left out: names with {PREFIX} are the engine's")
+        return True
+
+    def _tell(self, what: str, text: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            _log.warning(text)
+
+
+class FoldUserMetrics:
+    """The duty that folds."""
+
+    name = "user_metrics"
+    period_s = 5.0
+
+    def __init__(self, metrics: UserMetrics) -> None:
+        self._metrics = metrics
+        self.next_in_s: float | None = None
+
+    def run_once(self) -> int:
+        return self._metrics.fold()
+
+
+def of_this_process() -> UserMetrics | None:
+    """Those of the folder that this process shares, if it does."""
+    folder = settings.metrics_folder()
+    return UserMetrics(folder) if folder is not None and folder.is_dir() else None
+
+
+def _one(how: str, known: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    if how == "sum":
+        return known[0] + other[0], max(known[1], other[1])
+    if how == "mostrecent":
+        return max(known, other, key=lambda one: one[1])
+    pick = min if how == "min" else max
+    return pick(known[0], other[0]), max(known[1], other[1])
