@@ -25,7 +25,7 @@ STATES = {
     "B": "damaged",
 }
 OPEN_STATES = frozenset({"queued", "retrying"})
-NEED_TTL = ("worker:", "idem:", "job:")
+NEED_TTL = ("worker:", "tasks:", "idem:", "job:")
 INDEX_KEYS = frozenset(
     {"incarnations", "delayed", "dlq", "dlq_meta", "dlq_index", "closed", "waiting", "cron"}
 )
@@ -135,7 +135,7 @@ class Reader:
             audit.idem[rest] = value.decode().split()[0] if value else ""
         elif name == "cancel":
             audit.residue.append(f"cancel requests that nobody swept: {redis.hlen(key)}")
-        elif name not in SINGLE_KEYS and kind not in ("worker", "wake"):
+        elif name not in SINGLE_KEYS and kind not in ("worker", "tasks", "wake"):
             audit.residue.append(f"unknown key {name}")
 
     def add_frames(self, place: str, field: str, raws: list[bytes]) -> list[Frame]:
