@@ -80,6 +80,9 @@ C_KILL_STEP: Final = 88
 C_LEASE_UNTIL: Final = 96  # ns, CLOCK_BOOTTIME; the worker raises it too after each fetch
 C_CANCEL_ROW: Final = 104  # job that is to be cancelled while it runs: row + 1 << 32 | index
 C_CANCEL_STEP: Final = 112  # its step if it is the one in user code, else 0; written before C_CANCEL_ROW
+# 1 when the steward may have taken back what waits behind the job that runs: take over before all else. Not a
+# stop word, since the supervisor overwrites that one.
+C_TAKEN: Final = 120
 # written by the worker
 C_BEAT: Final = 128  # ns, CLOCK_BOOTTIME, of the loop's last turn
 C_STEP: Final = 136  # counts every entry into user code

@@ -33,6 +33,7 @@ from tqe.steward.reaper import Reaper
 from tqe.steward.recovery import Recovery
 from tqe.steward.renewal import Renewal
 from tqe.steward.reviver import Reviver
+from tqe.steward.takeback import TakeBack
 from tqe.steward.trimmer import Trimmer
 from tqe.steward.watchdog import Watchdog
 from tqe.store import housekeeping
@@ -249,6 +250,7 @@ def make_duties(
         Renewal(context),
         Recovery(context),
         Reaper(context),
+        TakeBack(context),
         Delayed(context),
         Canceller(context),
         Publisher(context),

@@ -163,13 +163,21 @@ class Settled(NamedTuple):
 
 
 def settle(
-    door: SyncDoor, keys: Keys, incarnation: str, batch: SettleBatch, *, result_ttl_s: int, dlq_max: int
+    door: SyncDoor,
+    keys: Keys,
+    incarnation: str,
+    batch: SettleBatch,
+    *,
+    result_ttl_s: int,
+    dlq_max: int,
+    recovered: bool = True,
 ) -> Settled:
-    """Settle on behalf of a worker that is gone. Raises at the first call that failed; what is left is seen
-    again."""
+    """Settle on behalf of a worker that is gone, or (not `recovered`) held up. Raises at the first call that
+    failed; what is left is seen again."""
     applied, fenced = 0, 0
     bad: list[bytes] = []
-    for made in batch.calls(keys, incarnation, result_ttl_s=result_ttl_s, dlq_max=dlq_max, recovered=True):
+    calls = batch.calls(keys, incarnation, result_ttl_s=result_ttl_s, dlq_max=dlq_max, recovered=recovered)
+    for made in calls:
         marks = door.run(made.call)[1]
         for lease, mark in zip(made.leases, marks.decode("ascii"), strict=True):
             if mark == "1":
@@ -179,6 +187,20 @@ def settle(
             else:
                 bad.append(lease)
     return Settled(applied, fenced, bad)
+
+
+def lease_names(door: SyncDoor, keys: Keys, incarnation: str) -> list[bytes]:
+    """Names of what an incarnation holds, as scripts give them."""
+    names: list[bytes] = ask(door, ("HKEYS", keys.processing(incarnation)))[0]
+    return [name for name in names if is_lease_name(name)]
+
+
+def leases_of(door: SyncDoor, keys: Keys, incarnation: str) -> list[tuple[bytes, bytes]]:
+    """What an incarnation holds: name and frame of each lease. Nothing changes by it, other than by
+    `takeover`."""
+    flat: list[bytes] = ask(door, ("HGETALL", keys.processing(incarnation)))[0]
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return [(name, frame) for name, frame in pairs if is_lease_name(name)]
 
 
 def is_lease_name(name: bytes) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -590,6 +590,44 @@ def recover(leases: Iterable[tuple[bytes, bytes]], rows: list[Row], crash: Crash
                 finished_ms=crash.now_ms,
             )
         )
+    return batch
+
+
+# State of a job of a live worker → what becomes of it when its worker is held up.
+_TAKE_BACK: Final = bytes(
+    layout.JOB_RETURNED if state in (layout.JOB_LEASED, layout.JOB_RETURNED) else layout.JOB_STARTED
+    for state in range(256)
+)
+
+
+def unstarted(rows: list[Row], lease: bytes) -> bool:
+    """Whether something of a live worker's lease was not started, or was to go back and has not been told
+    yet. Of a lease without a row nothing was started."""
+    base, n, run = int(lease[27:30]), int(lease[31:35]), int(lease[36:41])
+    row = find_row(rows, lease[:26], base, n, run)
+    if row is None:
+        return True
+    states = row.states[base - row.first : base - row.first + n]
+    return layout.JOB_LEASED in states or layout.JOB_RETURNED in states
+
+
+def take_back(leases: Iterable[tuple[bytes, bytes]], rows: list[Row]) -> SettleBatch:
+    """What a live worker holds and has not started goes back uncharged. What runs or has ended is kept: it is
+    for the worker to tell, and so is a frame that is damaged."""
+    batch = SettleBatch()
+    for lease, frame in leases:
+        try:
+            header = codec.parse(frame)
+            if header.lease != lease or not unstarted(rows, lease):
+                continue
+        except FrameError:
+            continue
+        row = find_row(rows, header.frame_id, header.base, header.n, header.run)
+        if row is None:
+            batch.add(returned(lease, [frame]))
+        else:
+            left = replace(row, states=row.states.translate(_TAKE_BACK))
+            batch.add(claim(frame, header, left, header.base, header.n))
     return batch
 
 

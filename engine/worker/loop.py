@@ -207,8 +207,10 @@ class Worker:
                 await self._lost(e)
                 return
         code = self._run()
-        if code == hot.RUN_STOP:
+        if code == hot.RUN_STOP or self._view.get(layout.C_TAKEN):
             self._obey()
+            if self._fetcher.trouble:
+                return  # to take over before anything is told: what is held may be others' by now
         elif code == hot.RUN_LEASE_END:
             self.runner.native.until_ns = self._link.seen_until_ns()
             if clock.boottime_ns() >= self.runner.native.until_ns:
@@ -262,6 +264,8 @@ class Worker:
     def _run(self) -> int:
         if self._view.get(layout.C_STOP):
             self._obey()
+            if self._fetcher.trouble:
+                return int(hot.RUN_STOP)
         self.runner.cancel_marked()
         if self._hold.idle:
             self._view.set(layout.C_PHASE, layout.PHASE_BUSY if self.runner.active else layout.PHASE_IDLE)
@@ -379,6 +383,9 @@ class Worker:
     # -- being told to stop
 
     def _obey(self) -> None:
+        if self._view.get(layout.C_TAKEN):
+            self._view.set(layout.C_TAKEN, 0)
+            self._fetcher.trouble = True
         word = self._view.get(layout.C_STOP)
         if word == layout.STOP_RESYNC:
             self._view.set(layout.C_STOP, layout.STOP_NONE)
@@ -483,7 +490,7 @@ class Worker:
                     # Somebody took a part of what is ahead: what is left of it goes back too.
                     lease.give_back(lease.next)
                     self._hold.unready(lease)
-            elif lease.to_settle() or lease.running:
+            elif lease.running or self._has_ended(lease):
                 # Gone from our hash: settling it under its name is refused there, and counted as fenced.
                 self._hold.unready(lease)
                 lease.lost = True
@@ -491,6 +498,11 @@ class Worker:
             else:
                 self._settler.drop(lease)
         return unknown
+
+    def _has_ended(self, lease: hot.Lease) -> bool:
+        """Whether something of a lease has ended here: what was only to go back needs no telling."""
+        ended = (layout.JOB_DONE, layout.JOB_RECORDED)
+        return lease.to_settle() and any(state in ended for state in self._view.row(lease.row).states)
 
     def _owner(self, name: bytes) -> hot.Lease | None:
         base, n, run = int(name[27:30]), int(name[31:35]), int(name[36:41])

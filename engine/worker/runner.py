@@ -316,6 +316,8 @@ class JobRunner:
 
     def _special(self, lease: hot.Lease) -> int:
         """Start, or end, the next job of a lease; answers as `run` does."""
+        if self.native.stopped():
+            return int(hot.RUN_STOP)
         task = self.tasks.get(lease.next_type())
         if task is not None and not self._has_place(task):
             return hot.RUN_BLOCKED
