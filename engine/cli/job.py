@@ -12,6 +12,7 @@ from tqe.cli.output import duration, emit, facts, moment, show, shown
 from tqe.client import Client
 from tqe.job import JobStatus, split_job_id
 from tqe.settings import Settings
+from tqe.store.forecast import Forecast, forecast
 
 _WORDS = {
     "cancelled": "cancelled: it will not run",
@@ -39,7 +40,8 @@ def check_id(name: str) -> str:
 def job(ctx: click.Context, settings: Settings, job_id: str, as_json: bool) -> None:
     """Show what is known of the job ID: status, times, result or error.
 
-    A job's record is kept for an hour after its end (`result_ttl_s`). Exit code 1 if nothing is known.
+    Of a job that has not ended, also how long it will run and wait, by measured means, where there are any. A
+    job's record is kept for an hour after its end (`result_ttl_s`). Exit code 1 if nothing is known.
 
     \b
     Examples:
@@ -49,15 +51,16 @@ def job(ctx: click.Context, settings: Settings, job_id: str, as_json: bool) -> N
     name = check_id(job_id)
     with Client(settings) as client:
         found = client.job(name)
+        expected = client.run(forecast(client.core.keys, settings.lanes, found))
     if as_json:
-        emit(found.as_dict())
+        emit(found.as_dict() | expected.as_dict())
     else:
-        show(facts(_rows(found)))
+        show(facts(_rows(found, expected)))
     if found.status == "unknown":
         ctx.exit(1)
 
 
-def _rows(found: JobStatus) -> list[tuple[str, str | None]]:
+def _rows(found: JobStatus, expected: Forecast) -> list[tuple[str, str | None]]:
     status = found.status
     if status == "unknown":
         status += ": its record has expired, or it never was"
@@ -68,11 +71,17 @@ def _rows(found: JobStatus) -> list[tuple[str, str | None]]:
         ("lane", found.lane),
         ("attempts", str(found.attempts) if found.status != "unknown" else None),
         ("submitted", moment(found.submitted_at)),
+        ("starts in about", _about(expected.predicted_wait_ms)),
         ("started", moment(found.started_at)),
+        ("runs for about", _about(expected.predicted_ms)),
         ("finished", _finished(found.started_at, found.finished_at)),
         ("result", _as_text(found.result) if found.status == "completed" else None),
         ("error", shown(found.error) if found.error else None),
     ]
+
+
+def _about(ms: int | None) -> str | None:
+    return None if ms is None else duration(ms / 1000)
 
 
 def _finished(started: datetime | None, finished: datetime | None) -> str | None:

@@ -15,6 +15,7 @@ from tqe.job import JobStatus, SubmitOptions, split_job_id
 from tqe.registry import Registry, Task
 from tqe.settings import Settings
 from tqe.store import producing, reading
+from tqe.store.forecast import Forecast, forecast
 from tqe.store.link import AsyncLink
 from tqe.store.steps import Steps
 
@@ -200,6 +201,10 @@ class AsyncClient:
     async def job(self, name: str) -> JobStatus:
         """What is known of a job. ValueError if the text is no job id."""
         return (await self.run(reading.job_record(self.core.keys, *split_job_id(name)))).status
+
+    async def forecast(self, name: str) -> Forecast:
+        """How long a job will run and wait, as far as anybody can say; see JobHandle.forecast."""
+        return await self.run(forecast(self.core.keys, self.core.settings.lanes, await self.job(name)))
 
     async def result(self, name: str, timeout: float | None = None) -> Any:
         """Wait for a job's result; see JobHandle.result."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from tqe.client.packing import Receipt
 from tqe.errors import ResultUnavailable, SubmitError
 from tqe.job import JobStatus, job_id, split_job_id
+from tqe.store.forecast import Forecast
 
 if TYPE_CHECKING:
     from tqe.client.aio import AsyncClient
@@ -64,6 +65,11 @@ class JobHandle(_Named):
         """All that is known of the job now."""
         return self._client.job(self.id)
 
+    def forecast(self) -> Forecast:
+        """How long the job will run and wait, in ms: by the mean of its type, and by what waits before it.
+        Each None where nobody can say: nothing like it was timed yet, it is due later, or no worker lives."""
+        return self._client.forecast(self.id)
+
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the job's end, at most `timeout` seconds, and return what its task returned.
 
@@ -88,6 +94,9 @@ class AsyncJobHandle(_Named):
 
     async def job(self) -> JobStatus:
         return await self._client.job(self.id)
+
+    async def forecast(self) -> Forecast:
+        return await self._client.forecast(self.id)
 
     async def result(self, timeout: float | None = None) -> Any:
         self._must_be_tracked()

@@ -12,6 +12,7 @@ from tqe.job import JobStatus, split_job_id
 from tqe.registry import Registry, Task
 from tqe.settings import Settings
 from tqe.store import producing, reading
+from tqe.store.forecast import Forecast, forecast
 from tqe.store.link import SyncLink
 from tqe.store.steps import Steps
 from tqe.telemetry.metrics import TaskSample
@@ -94,6 +95,10 @@ class Client:
     def job(self, name: str) -> JobStatus:
         """What is known of a job. ValueError if the text is no job id."""
         return self.run(reading.job_record(self.core.keys, *split_job_id(name))).status
+
+    def forecast(self, name: str) -> Forecast:
+        """How long a job will run and wait, as far as anybody can say; see JobHandle.forecast."""
+        return self.run(forecast(self.core.keys, self.core.settings.lanes, self.job(name)))
 
     def result(self, name: str, timeout: float | None = None) -> Any:
         """Wait for a job's result; see JobHandle.result."""

@@ -124,6 +124,7 @@ def test_a_job_as_json(cli: Cli, redis_client: redis.Redis) -> None:
     assert list(told) == [
         *("id", "type", "status", "lane", "attempts"),
         *("submitted_at", "started_at", "finished_at", "result", "error"),
+        *("predicted_ms", "predicted_wait_ms"),
     ]
     assert (told["id"], told["type"], told["status"], told["result"]) == (
         name,

@@ -1,0 +1,92 @@
+"""What is said beforehand of a job: only what was measured, and null where nothing was."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support.cli import Cli
+from tests.support.hands import Hands
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
+from tqe.client import AsyncClient, Client
+from tqe.settings import Settings
+from tqe.store.forecast import Forecast
+from tqe.store.keys import Keys
+
+KEYS = Keys()
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[Client]:
+    with Client(Settings(redis_url=redis_server.url)) as client:
+        yield client
+
+
+@pytest.fixture
+def measured(redis_client: redis.Redis) -> redis.Redis:
+    """Types that were timed, and two workers."""
+    redis_client.hset(KEYS.means, mapping={"SHORT": 20_000, "LONG": 3_000_000})
+    redis_client.zadd(KEYS.incarnations, {"one": 2e12, "two": 2e12})
+    return redis_client
+
+
+def test_a_wait_is_the_work_before_it_shared_by_the_workers(client: Client, measured: redis.Redis) -> None:
+    client.submit_alike("LONG", [{}] * 4, priority="high")
+    client.submit_alike("LONG", [{}] * 2, priority="low")
+    client.submit_alike("SHORT", [{}] * 99)
+    entered_s = measured.time()
+    wait_until(lambda: measured.time() > (entered_s[0], entered_s[1] + 200_000))  # later, by any clock
+    last = client.submit("SHORT", {})
+    run_ms, wait_ms = last.forecast()
+    assert run_ms == 20
+    assert wait_ms == pytest.approx((4 * 3_000 + 100 * 20) / 2, abs=10), "the low lane comes later"
+
+
+def test_who_entered_first_waits_for_higher_lanes_alone(client: Client, measured: redis.Redis) -> None:
+    first = client.submit("LONG", {})
+    entered_s = measured.time()
+    wait_until(lambda: measured.time() > (entered_s[0], entered_s[1] + 20_000))
+    client.submit("LONG", {})
+    _, wait_ms = first.forecast()
+    assert wait_ms is not None and wait_ms < 3_000, "half of the lane at the most"
+
+
+def test_nothing_is_said_where_nothing_is_known(client: Client, redis_client: redis.Redis) -> None:
+    job = client.submit("SHORT", {})
+    assert job.forecast() == Forecast(None, None)
+    redis_client.hset(KEYS.means, mapping={"SHORT": 20_000})
+    assert job.forecast() == Forecast(20, None), "no worker lives"
+    redis_client.zadd(KEYS.incarnations, {"one": 2e12})
+    assert job.forecast().predicted_wait_ms is not None
+    assert client.submit("NEW", {}).forecast().predicted_ms is None
+    assert client.submit("SHORT", {}, delay=60).forecast() == Forecast(20, None)
+    client.pause("normal")
+    assert job.forecast() == Forecast(20, None)
+
+
+def test_a_job_that_has_ended_has_no_forecast(client: Client, measured: redis.Redis) -> None:
+    job = client.submit("SHORT", {})
+    Hands(measured).fetch().settle(lambda one: ("C", 1))
+    assert job.forecast() == Forecast()
+    assert client.forecast("01JD8Z3V7Q8K2M4N6P8R0T2W00.0") == Forecast()
+
+
+async def test_asyncio_says_the_same(redis_server: RedisServer, measured: redis.Redis) -> None:
+    async with AsyncClient(Settings(redis_url=redis_server.url)) as client:
+        job = await client.submit("SHORT", {})
+        assert await job.forecast() == Forecast(20, 10)
+
+
+def test_tqe_job_shows_it(redis_server: RedisServer, tmp_path: Path, measured: redis.Redis) -> None:
+    cli = Cli({"TQE_REDIS_URL": redis_server.url})
+    name = cli.json("submit", "LONG")["id"]
+    told = cli.json("job", name)
+    assert (told["predicted_ms"], told["predicted_wait_ms"]) == (3_000, 1_500)
+    said = cli("job", name).stdout
+    assert "runs for about   3.0 s" in said and "starts in about  1.5 s" in said
+    Hands(measured).fetch().settle(lambda one: ("C", 1))
+    told = cli.json("job", name)
+    assert (told["predicted_ms"], told["predicted_wait_ms"]) == (None, None)
+    assert "about" not in cli("job", name).stdout
