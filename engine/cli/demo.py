@@ -25,7 +25,7 @@ from rich.text import Text
 
 from tqe import clock
 from tqe import settings as settings_module
-from tqe.cli import demo_app
+from tqe.cli import demo_app, demo_order
 from tqe.cli.options import where_options
 from tqe.cli.output import duration, number, out, show, table
 from tqe.cli.percentiles import Percentiles, of_values, task_times
@@ -41,7 +41,7 @@ LANES: Final = ("high", "normal", "low")
 LOOK_S: Final = 0.25
 TELL_S: Final = 2.0  # between two lines where there is no terminal
 STALL_S: Final = 120.0  # without any job that ends: something is broken
-CHECK_S: Final = 25.0  # at most, for computing results again
+CHECK_S: Final = 15.0  # at most, for computing results again
 START_S: Final = 30.0
 STOP_S: Final = 10.0
 _PR_SET_PDEATHSIG: Final = 1
@@ -60,18 +60,27 @@ Records = Mapping[str, Sequence[JobStatus]]  # by task, in the order of the path
     help="Worker processes.",
 )
 @click.option("--files", type=click.IntRange(1), metavar="N", help="Use only N of the files.  [default: all]")
+@click.option(
+    "--order",
+    "order_files",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write what the order won there: .json, .svg, .png.",
+)
 @where_options
 @click.pass_context
 def demo(
     ctx: click.Context,
     procs: int,
     files: int | None,
+    order_files: tuple[Path, ...],
     redis_url: str | None,
     namespace: str | None,
     data_dir: str | None,
 ) -> None:
     """Run thousands of real jobs: each source file of this Python's standard library is parsed, tokenized,
-    compressed and hashed.
+    compressed and hashed. Then learn how long they take, and run some of them again in another order.
 
     Starts `tqe run` in the background, shows what happens, compares the results with a direct computation and
     stops what it has started. Some of the files are broken on purpose: their jobs fail, are retried, and end
@@ -91,10 +100,10 @@ def demo(
         "procs": procs,
     }
     settings = replace(settings_module.load(cli=given), lanes=LANES, default_lane="normal")
-    ctx.exit(0 if play(settings, files) else 1)
+    ctx.exit(0 if play(settings, files, order_files) else 1)
 
 
-def play(settings: Settings, files: int | None) -> bool:
+def play(settings: Settings, files: int | None, order_files: Sequence[Path] = ()) -> bool:
     """The whole demo; whether all went well."""
     paths, broken = demo_app.inputs()
     if files is not None:
@@ -119,7 +128,8 @@ def play(settings: Settings, files: int | None) -> bool:
                 after = client.status()
                 runs = run.task_times()
                 records = read_all(client, handles, run)
-            summarize(before, after, total, took_s, table_of(runs, records))
+                summarize(before, after, total, took_s, table_of(runs, records))
+                compare_orders(client, settings, run, paths, records, total / took_s, order_files)
             good = check(records, paths)
             _tell_where(settings, own)
             return good
@@ -382,6 +392,31 @@ def agrees(func: Callable[..., Any], path: str, job: JobStatus) -> bool:
     except Exception as e:  # what any file may raise in a parser is the very thing that is compared
         return job.status == "dead" and type(e).__name__ in (job.error or "")
     return job.status == "completed" and bool(job.result == expected)
+
+
+def compare_orders(
+    client: Client,
+    settings: Settings,
+    run: Run,
+    paths: Sequence[str],
+    records: Records,
+    per_s: float,
+    files: Sequence[Path],
+) -> None:
+    """The second part."""
+    failed = {
+        path
+        for jobs in records.values()
+        for path, job in zip(paths, jobs, strict=True)
+        if job.status != "completed"
+    }
+    jobs = demo_order.sample(paths, failed)
+    found = demo_order.compare(client, settings, jobs, per_s=per_s, log=run.log, alive=run.must_live)
+    if found is None:
+        return
+    demo_order.tell(found)
+    for file in files:
+        demo_order.write(found, file)
 
 
 @contextmanager

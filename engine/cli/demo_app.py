@@ -26,14 +26,19 @@ def _read(path: str) -> bytes:
     return (LIBRARY / path).read_bytes()
 
 
-@app.task("HASH", priority="high", max_retries=2, backoff=0.3, backoff_max=1)
+def _size(payload: dict[str, Any]) -> dict[str, Any]:
+    """What tells how long a job takes: how large its file is."""
+    return {"bytes": (LIBRARY / payload["path"]).stat().st_size}
+
+
+@app.task("HASH", priority="high", max_retries=2, backoff=0.3, backoff_max=1, features=_size)
 def digest(path: str) -> dict[str, Any]:
     """SHA-256 of a file: short, and so in the first lane."""
     data = _read(path)
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-@app.task("PARSE", max_retries=2, backoff=0.3, backoff_max=1)
+@app.task("PARSE", max_retries=2, backoff=0.3, backoff_max=1, features=_size)
 def parse(path: str) -> dict[str, Any]:
     """The syntax tree of a file, counted. Fails on what is no Python of this version."""
     data = _read(path)
@@ -48,7 +53,7 @@ def parse(path: str) -> dict[str, Any]:
     }
 
 
-@app.task("TOKENIZE", max_retries=2, backoff=0.3, backoff_max=1)
+@app.task("TOKENIZE", max_retries=2, backoff=0.3, backoff_max=1, features=_size)
 def split(path: str) -> dict[str, Any]:
     """The tokens of a file, counted. Fails on an encoding that does not exist or is not true."""
     kinds = Counter(token.type for token in tokenize.tokenize(io.BytesIO(_read(path)).readline))
@@ -60,7 +65,7 @@ def split(path: str) -> dict[str, Any]:
     }
 
 
-@app.task("COMPRESS", priority="low", max_retries=2, backoff=0.3, backoff_max=1)
+@app.task("COMPRESS", priority="low", max_retries=2, backoff=0.3, backoff_max=1, features=_size)
 def compress(path: str) -> dict[str, Any]:
     """How much smaller a file becomes: the last lane, as nobody waits for it."""
     data = _read(path)

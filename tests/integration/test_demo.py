@@ -1,5 +1,6 @@
 """The demo end to end on real input, and that nothing of it stays behind but its data."""
 
+import json
 import os
 import re
 import signal
@@ -56,24 +57,39 @@ def alive(pid: int) -> bool:
 # ------------------------------------------------------------------ the whole
 
 
-def test_real_files_are_worked_on_and_every_outcome_is_checked(cli: Cli, start: Start) -> None:
-    demo = start("--files", "25", "--procs", "2")
-    assert demo.ended(50) == 0, demo.text()
+def test_real_files_are_worked_on_and_every_outcome_is_checked(
+    cli: Cli, start: Start, tmp_path: Path
+) -> None:
+    figures, picture = tmp_path / "order.json", tmp_path / "order.svg"
+    demo = start("--files", "120", "--procs", "2", "--order", str(figures), "--order", str(picture))
+    assert demo.ended(100) == 0, demo.text()
     text = demo.text()
-    files = 25 + len(demo_app.inputs()[1])
+    files = 120 + len(demo_app.inputs()[1])
     assert f"{4 * files} jobs in " in text
     assert f"{4 * files} of {4 * files} outcomes computed again, directly: all agree" in text
     for task in ("COMPRESS", "HASH", "PARSE", "TOKENIZE"):
         assert re.search(rf"{task} +{files} +\S+ [µms]+ ", text), text
+    # Some of them ran again in three orders, by what the first runs have taught.
+    order = json.loads(figures.read_text())
+    assert list(order["modes"]) == ["fifo", "bounded", "sjf"] and order["jobs"] == 400
+    assert order["chosen"] in ("model", "hierarchical_mean", "type_mean", "fifo")
+    assert "the gate chose" in text and re.search(r"bounded .+ [+-]\d+% +█+", text), text
+    assert picture.read_text().startswith("<?xml")
     # What is no Python failed, was tried again, and died; and the data is still there.
     dead = cli.json("dlq", "list", "--namespace", "demo")
     assert dead and {one["reason"] for one in dead} == {"failed"}
     assert {one["attempts"] for one in dead} == {3}
     status = cli.json("status", "--namespace", "demo")
-    assert status["totals"]["completed"] == 4 * files - len(dead)
+    assert status["totals"]["completed"] == 4 * files - len(dead) + 3 * order["jobs"]
     assert status["totals"]["retried"] == 2 * len(dead)
     assert not alive(run_of(demo)) and status["workers"] == []
     assert cli.json("status")["totals"]["submitted"] == 0  # the user's own queue was left alone
+
+
+def test_few_files_teach_too_little(cli: Cli, start: Start) -> None:
+    demo = start("--files", "3", "--procs", "2")
+    assert demo.ended(50) == 0, demo.text()
+    assert "too few files to learn durations from" in demo.text()
 
 
 def test_ctrl_c_stops_what_was_started(cli: Cli, start: Start) -> None:
