@@ -421,5 +421,16 @@ def test_nothing_of_it_is_left_behind(scene: Scene, good: Made) -> None:
     scene.close()
 
 
+def test_with_learn_it_trains_publishes_and_orders_by_itself(scene: Scene) -> None:
+    scene.start(TQE_LEARN="true", TQE_LEARN_JOBS="300", TQE_LEARN_EVERY_S="5")
+    pids = scene.pids()
+    assert scene.state().version == ""
+    scene.work_until(lambda: scene.state().version != "", "a version is published")
+    assert scene.state().chosen in ("model", "hierarchical_mean"), scene.state()
+    scene.work_until(lambda: scene.state().scored > 0, "it orders")
+    scene.same(pids)
+    scene.close()
+
+
 def test_the_queue_of_the_command_line_is_the_one_that_stewards_read() -> None:
     assert Queue._fields == ("door", "keys")
