@@ -94,9 +94,7 @@ class App:
             raise SettingsError("settings cannot change any more: the app has connected already")
         self._settings = merged
 
-    def use_clients(
-        self, *, client: Callable[..., Client], async_client: Callable[..., AsyncClient]
-    ) -> None:
+    def use_clients(self, *, client: Callable[..., Client], async_client: Callable[..., AsyncClient]) -> None:
         """Submit through clients that these make, with the arguments of Client; before the first use."""
         if self._client is not None or len(self._async_clients):
             raise SettingsError("clients cannot change any more: the app has connected already")

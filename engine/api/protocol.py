@@ -1,7 +1,7 @@
-"""Owns what a connection may cost: the size of a request's head, and how long its bytes may take to come.
+"""Owns what a connection may cost: the size of a request's head, how long bytes may take to come and to go.
 
-uvicorn's protocol reads a head of any length and waits for its end for ever. Both would let a few clients
-fill the memory or hold all connections.
+uvicorn's protocol reads a head of any length, waits for its end for ever, and keeps an answer for ever that
+nobody takes. Each would let a few clients fill the memory or hold all connections.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from tqe.api.problems import MEDIA_TYPE, Problem
 
 HEAD_BYTES_MAX: Final = 16 * 1024
 READ_S: Final = 10.0
+# Without a byte that leaves for the client. Long: the kernels between take some megabytes at once.
+WRITE_S: Final = 60.0
 _LOOK_S: Final = 1.0
 # A stream of lines may take longer in all; what counts there is that its bytes keep coming.
 STREAMS: Final = frozenset({b"/api/v1/jobs:batch"})
 
 
 class GuardedProtocol(httptools_impl.HttpToolsProtocol):
-    """uvicorn's protocol with a limit for the head (16 KiB: 431) and a deadline for reading (10 s: 408)."""
+    """uvicorn's protocol with a limit for the head (16 KiB: 431) and deadlines, for reading (10 s: 408) and
+    for being read (60 s: the connection is cut)."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -31,6 +34,7 @@ class GuardedProtocol(httptools_impl.HttpToolsProtocol):
         self._own_bytes = 0  # of this head, as it was parsed
         self._since: float | None = None  # when what we wait for now was begun, None: for nothing
         self._timer: asyncio.TimerHandle | None = None
+        self._unsent = (0, 0.0)  # bytes of an answer that wait to be taken, and since when so many
         self._refusal: Problem | None = None
         # The request that is being answered. `cycle` is the one that was read last, maybe many behind it.
         self._answered: httptools_impl.RequestResponseCycle | None = None
@@ -118,6 +122,12 @@ class GuardedProtocol(httptools_impl.HttpToolsProtocol):
 
     def _look(self) -> None:
         self._timer = self.loop.call_later(_LOOK_S, self._look)
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent != self._unsent[0]:
+            self._unsent = (unsent, self.loop.time())
+        elif self.loop.time() - self._unsent[1] > WRITE_S:
+            self.transport.abort()
+            return
         if self._since is None or self._refusal is not None:
             return
         if self.flow.read_paused:

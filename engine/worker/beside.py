@@ -141,9 +141,7 @@ class Beside:
         self._view.set(layout.C_ASYNC, len(self._native.active))
         if self._helper is None:
             self._helper = ThreadPoolExecutor(1, thread_name_prefix="tqe-helper")
-        job.future = self._loop.run_in_executor(
-            self._helper, context.copy().run, self._help, job, body
-        )
+        job.future = self._loop.run_in_executor(self._helper, context.copy().run, self._help, job, body)
         job.future.add_done_callback(lambda future: self._help_ended(job, future))
         if limits.timeout_ms:
             self._limit(job)

@@ -48,6 +48,9 @@ def test_a_client_that_leaves_while_its_body_is_read(serve_it: ServeIt) -> None:
     for size in (len(whole) - 1, len(whole) // 2, 70_000):
         for reset in (False, True):
             send(web.port, Attack([whole[:size]], leave=True, reset=reset))
+    for reset in (False, True):  # and while it is being answered
+        send(web.port, Attack([whole], leave=True, reset=reset))
+        send(web.port, Attack([request(b"GET", b"/openapi.json") * 20], leave=True, reset=reset))
     assert web.get("/healthz").status == 200
     assert "Traceback" not in web.program.text()
 

@@ -1,0 +1,124 @@
+"""What a connection of the REST API may cost: long heads, slow senders, readers that do not read."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+import uvicorn
+import uvloop
+from uvicorn.server import ServerState
+
+from tests.support.waiting import await_until
+from tqe.api import protocol
+
+T = TypeVar("T")
+
+BIG = 8 * 1024 * 1024
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Reads all, and answers with as many bytes as the path says, or `ok`."""
+    while (await receive()).get("more_body"):
+        pass
+    body = b"x" * BIG if scope["path"] == "/big" else b"ok"
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "READ_S", 0.3)
+    monkeypatch.setattr(protocol, "WRITE_S", 0.3)
+    monkeypatch.setattr(protocol, "_LOOK_S", 0.05)
+
+
+def play(scene: Callable[[int, ServerState], Awaitable[T]]) -> T:
+    """A scene with a server on this port, all on the loop that `tqe serve` uses."""
+
+    async def whole() -> T:
+        config = uvicorn.Config(echo, lifespan="off", log_config=None, log_level="error", ws="none")
+        config.load()
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: protocol.GuardedProtocol(config, state, {}), "127.0.0.1", 0)
+        async with server:
+            return await scene(server.sockets[0].getsockname()[1], state)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(whole())
+
+
+def said(sent: bytes) -> bytes:
+    """What comes back until the server closes."""
+
+    async def scene(port: int, state: ServerState) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        try:
+            return await asyncio.wait_for(reader.read(), 20)
+        finally:
+            writer.close()
+
+    return play(scene)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"x" * 20_000,
+        b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 4_000,
+        b"GET / HTTP/1.1\r\na: " + b"b" * 20_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\na: " + b"b" * 17_000,
+    ],
+)
+def test_a_head_has_a_size(head: bytes) -> None:
+    assert said(head).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"",
+        b"GET / HT",
+        b"GET / HTTP/1.1\r\na: b\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\nab",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab",
+        b"POST /api/v1/jobs:batch HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab",
+    ],
+)
+def test_who_sends_no_more_is_told_and_cut_off(part: bytes) -> None:
+    assert said(part).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_stream_of_lines_may_take_as_long_as_it_keeps_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "READ_S", 1.0)  # a busy machine may stand still for a part of it
+
+    async def scene(port: int, state: ServerState) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = b"POST /api/v1/jobs:batch HTTP/1.1\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(head)
+        began = asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() < began + 2 * protocol.READ_S:
+            writer.write(b"1\r\na\r\n")
+            await asyncio.sleep(0.02)
+        writer.write(b"0\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), 20)).endswith(b"ok")
+        writer.close()
+
+    play(scene)
+
+
+def test_who_takes_no_answer_is_cut_off() -> None:
+    async def scene(port: int, state: ServerState) -> None:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            connection.connect(("127.0.0.1", port))
+            connection.sendall(b"GET /big HTTP/1.1\r\n\r\n")
+            await await_until(lambda: state.connections, 10, "a connection")
+            await await_until(lambda: not state.connections, 20, "its end")
+
+    play(scene)
