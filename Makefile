@@ -18,7 +18,7 @@ TREE := $(shell find engine ml lua -type f '(' -name '*.py' -o -name '*.pyi' -o 
 	-o -path '*/assets/*' ')' | sort)
 CYTHON := $(wildcard engine/*.pyx engine/*.pxi engine/*.pxd)
 
-.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-http bench-ordering peers-table hostile lint stub campaign image-check clean FORCE
+.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-http bench-ordering peers-table screenshots hostile lint stub campaign image-check clean FORCE
 
 install: $(VENV)/.built
 
@@ -76,6 +76,10 @@ bench-ordering: install
 # HOSTILE_ARGS="--requests 20000 --seed 2"
 hostile: install
 	$(BIN)/python -m tests.support.hostile $(HOSTILE_ARGS)
+
+# the pictures of docs/DASHBOARD.md; needs Chromium, takes two minutes
+screenshots: install
+	$(BIN)/python docs/screenshots.py
 
 lint: install
 	$(BIN)/ruff check .

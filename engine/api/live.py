@@ -39,9 +39,15 @@ class Live:
     A viewer that reads slowly misses what was in between: nothing is queued up for it.
     """
 
-    def __init__(self, pulse: Pulse, parts: Mapping[str, Part]) -> None:
+    def __init__(
+        self,
+        pulse: Pulse,
+        parts: Mapping[str, Part],
+        opening: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
         self._pulse = pulse
         self._parts = parts
+        self._opening = opening  # what each viewer is sent first, by event
         self._wanted = asyncio.Event()
         self._news = Bell()
         self._turn = 0
@@ -114,8 +120,9 @@ class Live:
                 self._forget()
 
     async def events(self, closing: asyncio.Event) -> AsyncGenerator[bytes, None]:
-        """What one viewer is sent, until the server closes. The history comes first."""
-        yield event("history", list(self._pulse.history))
+        """What one viewer is sent, until the server closes."""
+        for name, data in self._opening().items():
+            yield event(name, data)
         seen: dict[str, int] = {}
         closed = asyncio.ensure_future(closing.wait())
         try:

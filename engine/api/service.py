@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from starlette.applications import Starlette
 
-from tqe.api import views
 from tqe.api.guard import Guard
 from tqe.api.limits import Limits
 from tqe.api.live import Live
 from tqe.api.pulse import Pulse
+from tqe.api.views import Views
 from tqe.client import AsyncClient
 from tqe.registry import Registry
 from tqe.settings import Settings
@@ -61,7 +61,8 @@ class Service:
             origins=self.settings.http_origins,
         )
         self.limits = Limits(self.settings, self.client, self.pulse)
-        self.live = Live(self.pulse, views.parts(self.client, self.pulse))
+        views = Views(self.client, self.pulse)
+        self.live = Live(self.pulse, views.parts(), views.opening)
         looking = [asyncio.create_task(one.run()) for one in (self.pulse, self.guard, self.limits, self.live)]
         try:
             yield

@@ -10,7 +10,8 @@ from typing import Any, Final
 from tqe import clock
 from tqe.api.documents import cron_document, groups_document, queues_document, worker_document
 from tqe.api.live import Part
-from tqe.api.pulse import Pulse
+from tqe.api.pulse import HISTORY, Pulse
+from tqe.board import layout
 from tqe.client import AsyncClient
 from tqe.store import backlog, reading, scheduling
 from tqe.store.reading import Prediction
@@ -26,26 +27,31 @@ _LATELY_MS: Final = 30_000  # and how old the oldest of them may be
 JOBS_MAX: Final = 4  # of one worker; a page shows no more, and coroutines may be thousands
 
 
-def parts(client: AsyncClient, pulse: Pulse) -> dict[str, Part]:
-    """All parts by name."""
-    made = _Views(client, pulse)
-    return {
-        "queue": Part(made.queue),
-        "backlog": Part(made.backlog, every_s=3),
-        "workers": Part(made.workers),
-        "tasks": Part(made.tasks, every_s=TASKS_EVERY_S),
-        "predictions": Part(made.predictions, every_s=3),
-        "dead": Part(made.dead, every_s=2, mark=made.dead_mark),
-        "cron": Part(made.cron, every_s=2),
-    }
+class Views:
+    """The parts of one server process; it remembers what it needs to tell what happened lately."""
 
-
-class _Views:
     def __init__(self, client: AsyncClient, pulse: Pulse) -> None:
         self._client = client
         self._pulse = pulse
         self._keys = client.core.keys
         self._looks: deque[tuple[int, dict[str, TaskSample]]] = deque(maxlen=_LATELY)
+        self._waits: deque[dict[str, Any]] = deque(maxlen=HISTORY // TASKS_EVERY_S)
+
+    def parts(self) -> dict[str, Part]:
+        """All parts by name."""
+        return {
+            "queue": Part(self.queue),
+            "backlog": Part(self.backlog, every_s=3),
+            "workers": Part(self.workers),
+            "tasks": Part(self.tasks, every_s=TASKS_EVERY_S),
+            "predictions": Part(self.predictions, every_s=3),
+            "dead": Part(self.dead, every_s=2, mark=self.dead_mark),
+            "cron": Part(self.cron, every_s=2),
+        }
+
+    def opening(self) -> dict[str, Any]:
+        """What was before a viewer came: the queue at all times, waits as far as somebody looked."""
+        return {"history": list(self._pulse.history), "waits": list(self._waits)}
 
     async def queue(self) -> dict[str, Any] | None:
         """Lanes, totals, and the point of the history that belongs to them."""
@@ -90,8 +96,13 @@ class _Views:
         self._looks.append((now_ms, found))
         before_ms, before = self._looks[0]
         passed_s = (now_ms - before_ms) / 1000
-        shown = [_task(name, one, before.get(name), passed_s) for name, one in sorted(found.items())]
-        return {"tasks": shown, "atMs": now_ms}
+        lately = _waits_since(found, before)
+        if any(lately):
+            self._waits.append({"atMs": now_ms, "bins": lately})
+        return {
+            "tasks": [_task(name, one, before.get(name), passed_s) for name, one in sorted(found.items())],
+            "waits": self._waits[-1] if any(lately) else None,
+        }
 
     async def predictions(self) -> dict[str, Any]:
         """Predicted against real durations of runs that were captured, and how good that is."""
@@ -141,11 +152,6 @@ class _Views:
 def _task(name: str, task: TaskSample, before: TaskSample | None, passed_s: float) -> dict[str, Any]:
     runs = _runs(task.outcomes)
     lately = max(0, runs - _runs(before.outcomes)) if before is not None else 0
-    waits = (
-        []
-        if before is None
-        else [max(0, a - b) for a, b in zip(task.wait_bins, before.wait_bins, strict=True)]
-    )
     return {
         "type": name,
         "runs": runs,
@@ -155,8 +161,17 @@ def _task(name: str, task: TaskSample, before: TaskSample | None, passed_s: floa
         "perS": round(lately / passed_s, 2) if passed_s > 0 else None,
         "runBins": list(task.run_bins),
         "waitBins": list(task.wait_bins),
-        "waitBinsLately": waits,
     }
+
+
+def _waits_since(found: Mapping[str, TaskSample], before: Mapping[str, TaskSample]) -> list[int]:
+    """The histogram of the waits of all jobs that began in between; of tasks that are new, of none."""
+    total = [0] * layout.BINS
+    for name, task in found.items():
+        if name in before:
+            pairs = zip(total, task.wait_bins, before[name].wait_bins, strict=True)
+            total = [all_ + max(0, now - then) for all_, now, then in pairs]
+    return total
 
 
 def _runs(outcomes: Mapping[str, int]) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import re
 import signal
 from importlib import resources
@@ -19,6 +20,7 @@ from tests.support.web import ServeIt, Web
 from tqe.api import live
 from tqe.api.live import Live, Part
 from tqe.api.pulse import Pulse
+from tqe.store.keys import Keys
 
 ASSETS = {file.name: file.read_text() for file in Path(str(resources.files("tqe.api") / "assets")).iterdir()}
 
@@ -46,6 +48,41 @@ def test_a_viewer_is_sent_the_queue_as_it_changes(web: Web, redis_client: redis.
         (group,) = wait_until(lambda: viewer.event("dead")["groups"])
         assert (group["type"], group["count"], group["error"]) == ("A", 1, "ValueError: no good")
         assert "ids" not in group
+
+
+def test_tasks_and_the_waits_of_what_began_lately(web: Web, redis_client: redis.Redis) -> None:
+    keys = Keys()
+
+    def publish(jobs: int) -> None:
+        record = {"worker": 1, "pid": 7, "state": "busy", "host": "h", "steward": "s"}
+        redis_client.zadd(keys.incarnations, {"one": 2e12})
+        redis_client.set(keys.worker("one"), json.dumps(record))
+        bins = [0] * 24
+        bins[10] = jobs
+        task = {"outcomes": {"completed": jobs - 1, "failed": 1, "dead": 1}, "run_bins": bins}
+        task |= {"wait_bins": bins, "run_sum_s": 1.0, "wait_sum_s": 1.0}
+        redis_client.set(keys.tasks("s"), json.dumps({"A": task}))
+
+    publish(5)
+    with view(web) as viewer:
+        viewer.event("waits")
+
+        def task() -> Any:
+            return next(iter(viewer.event("tasks")["tasks"]), None)
+
+        first = wait_until(task)
+        assert (first["type"], first["runs"], first["failed"], first["dead"]) == ("A", 5, 1, 1)
+        publish(25)
+
+        def lately() -> Any:
+            told = viewer.event("tasks")
+            return told if told["waits"] else None
+
+        told = wait_until(lately)
+        assert (told["waits"]["bins"][10], sum(told["waits"]["bins"])) == (20, 20)
+        assert told["tasks"][0]["perS"] > 0
+    with view(web) as viewer:
+        assert viewer.event("waits")[-1]["bins"][10] == 20
 
 
 def test_the_history_comes_first(web: Web) -> None:
@@ -153,7 +190,7 @@ async def test_a_part_with_a_mark_is_read_again_when_that_changes() -> None:
 
 async def test_a_silent_stream_says_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "HEARTBEAT_S", 0.01)
-    events = Live(Counted(), {}).events(asyncio.Event())
+    events = Live(Counted(), {}, lambda: {"history": []}).events(asyncio.Event())
     assert (await anext(events)).startswith(b"event: history\n")
     assert (await anext(events)).startswith(b": ")
     await events.aclose()

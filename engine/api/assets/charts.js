@@ -5,7 +5,8 @@ import { duration } from "./format.js";
 
 const SPAN_MOST_MS = 600_000;
 const SPAN_LEAST_MS = 60_000;
-const GAP_MS = 6_000; // no news for longer: the line breaks instead of telling what nobody saw
+const GAP_MS = 9_000; // no news for longer: the line breaks instead of telling what nobody saw
+const POINT_PX = 4; // where points would lie closer, each shows the mean of several
 const HEIGHT = 150;
 const TOP = 10;
 const BOTTOM = 18;
@@ -16,6 +17,8 @@ function roundUp(value) {
   const size = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 2.5, 5, 10].find((step) => step * size >= value) * size;
 }
+
+const charts = new Set(); // all of the page: they share one axis of time
 
 /**
  * A chart over the last minutes. `series` is [{key, name, kind}], kind the class that colours it; with
@@ -36,6 +39,7 @@ export class TimeChart {
     this.node = el("figure", { class: "card chart" }, el("figcaption", {}, el("h3", {}, title), this.legend), this.picture);
     this.relabel();
     this.width = 0;
+    charts.add(this);
     new ResizeObserver(([entry]) => {
       this.width = Math.round(entry.contentRect.width);
       this.draw();
@@ -79,10 +83,13 @@ export class TimeChart {
 
   draw() {
     if (!this.width) return;
-    const { points, width } = this;
-    const last = points.at(-1);
-    const end = last ? last.atMs : 0;
-    const span = last ? Math.min(SPAN_MOST_MS, Math.max(SPAN_LEAST_MS, end - points[0].atMs)) : SPAN_LEAST_MS;
+    const { width } = this;
+    const ends = [...charts].filter((one) => one.points.length);
+    const end = Math.max(0, ...ends.map((one) => one.points.at(-1).atMs));
+    const begin = Math.min(end - SPAN_LEAST_MS, ...ends.map((one) => one.points[0].atMs));
+    const span = Math.min(SPAN_MOST_MS, end - begin);
+    const points = this.means((span / width) * POINT_PX).filter((point) => point.atMs >= end - span);
+    const last = this.points.at(-1);
     const stacks = points.map((point) => this.stack(point));
     const most = roundUp(Math.max(this.least, ...stacks.flat()));
     const x = (ms) => width - ((end - ms) / span) * width;
@@ -91,13 +98,34 @@ export class TimeChart {
     for (let at = this.series.length - 1; at >= 0; at -= 1) {
       shapes.push(...this.line(this.series[at].kind, points, stacks, at, x, y, at === 0 || this.stacked));
     }
-    const near = this.nearest(x);
+    const near = this.nearest(points, x);
     if (this.hovered !== null && near) {
       shapes.push(svg("line", { class: "cursor", x1: x(near.atMs), x2: x(near.atMs), y1: TOP, y2: HEIGHT - BOTTOM }));
     }
     this.picture.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.picture.replaceChildren(...shapes);
     this.tell(this.hovered !== null ? near : last);
+  }
+
+  /** The points, or means of those of each step of time; steps stand still, or the line would shimmer. */
+  means(stepMs) {
+    if (stepMs <= 1_500) return this.points;
+    const steps = [];
+    let current = null;
+    for (const point of this.points) {
+      const step = Math.floor(point.atMs / stepMs);
+      if (step !== current) steps.push([]);
+      current = step;
+      steps.at(-1).push(point);
+    }
+    return steps.map((step) => {
+      const found = { atMs: step.reduce((sum, point) => sum + point.atMs, 0) / step.length };
+      for (const { key } of this.series) {
+        const values = step.map((point) => point[key]).filter((value) => value !== undefined && value !== null);
+        if (values.length) found[key] = values.reduce((sum, value) => sum + value, 0) / values.length;
+      }
+      return found;
+    });
   }
 
   stack(point) {
@@ -141,9 +169,9 @@ export class TimeChart {
     return drawn;
   }
 
-  nearest(x) {
+  nearest(points, x) {
     let found = null;
-    for (const point of this.points) {
+    for (const point of points) {
       if (found === null || Math.abs(x(point.atMs) - this.hovered) < Math.abs(x(found.atMs) - this.hovered)) found = point;
     }
     return found;

@@ -8,7 +8,7 @@ import * as jobs from "./jobs.js";
 import * as overview from "./overview.js";
 import { showSchedules } from "./schedules.js";
 import { follow } from "./stream.js";
-import { showPredictions, showTasks } from "./tasks.js";
+import { showPredictions, showTasks, showWaits } from "./tasks.js";
 import { told } from "./time.js";
 
 const STALE_MS = 4_000;
@@ -16,6 +16,7 @@ const STALE_MS = 4_000;
 // Which part of the view goes where: what shows it, and the section that has it.
 const shown = {
   history: [overview.showHistory],
+  waits: [showWaits],
   backlog: [overview.showBacklog],
   queue: [overview.showQueue, "lanes"],
   workers: [overview.showWorkers, "workers"],

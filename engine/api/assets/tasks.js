@@ -16,17 +16,22 @@ const waits = new TimeChart("Wait of jobs that began", {
 $("charts").append(waits.node);
 
 /** The part `tasks`. */
-export function showTasks({ tasks, atMs }) {
+export function showTasks({ tasks, waits: lately }) {
   show($("tasks-empty"), tasks.length === 0);
   show($("tasks-table"), tasks.length > 0);
   const perS = tasks.reduce((sum, task) => sum + (task.perS ?? 0), 0);
   say($("tasks-note"), tasks.length ? `${count(tasks.length, "type")}, ${rate(perS)} runs a second` : "");
   list($("tasks-rows"), tasks, (task) => task.type, taskRow);
 
-  const bins = tasks.map((task) => task.waitBinsLately).filter((one) => one.length);
-  const sum = bins.length ? bins[0].map((_, k) => bins.reduce((all, one) => all + one[k], 0)) : [];
-  if (sum.some((one) => one > 0)) waits.add({ atMs, p50: quantile(sum, 0.5), p95: quantile(sum, 0.95) });
+  if (lately) waits.add(waitPoint(lately));
   waits.draw();
+}
+
+const waitPoint = ({ atMs, bins }) => ({ atMs, p50: quantile(bins, 0.5), p95: quantile(bins, 0.95) });
+
+/** Waits from before this page was opened, if somebody looked then. */
+export function showWaits(points) {
+  waits.reset(points.map(waitPoint));
 }
 
 function taskRow({ type, runBins }) {
