@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive
 
 from tqe.api.problems import Problem, body_too_large, not_found
 from tqe.codec.payload import parse_json
@@ -57,6 +58,12 @@ async def pieces_of(request: Request, *, limit_bytes: int) -> AsyncIterator[byte
             raise body_too_large(limit_bytes)
         if piece:
             yield piece
+
+
+async def departure(receive: Receive) -> None:
+    """Returns when the client is gone; what it still sends is nobody's."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def check_type(request: Request, allowed: frozenset[str]) -> None:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tqe.api.bodies import departure
 from tqe.api.live import VIEWERS_MAX
 from tqe.api.problems import Problem
 from tqe.api.service import Service
@@ -36,12 +37,8 @@ class _Stream(Response):
         self._request = request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def left() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-
         with self._service.live.watching():
-            tasks = [asyncio.ensure_future(one) for one in (self._send(send), left())]
+            tasks = [asyncio.ensure_future(one) for one in (self._send(send), departure(receive))]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tqe import clock
-from tqe.api.bodies import answer, body_of, job_name_of, query_number
+from tqe.api.bodies import answer, body_of, departure, job_name_of, query_number
 from tqe.api.problems import Problem, not_found
 from tqe.api.service import Service
 from tqe.client import submission_from_json
@@ -95,11 +95,7 @@ async def _wait(service: Service, request: Request, name: str, wait_s: float) ->
         with contextlib.suppress(ResultError):  # how it ended is told by its record
             await service.client.result(name, wait_s)
 
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.create_task(one) for one in (ended(), left(), _closing(service))]
+    tasks = [asyncio.create_task(one) for one in (ended(), departure(request.receive), _closing(service))]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

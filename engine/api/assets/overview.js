@@ -93,7 +93,7 @@ function laneRow({ name }) {
     last = lane;
     show(flag, lane.paused);
     say(cells.queued, number(lane.queued));
-    say(cells.work, work[name] === undefined ? "–" : duration(work[name] / 1000));
+    say(cells.work, lane.queued && work[name] !== undefined ? duration(work[name] / 1000) : "–");
     say(cells.oldest, lane.oldestAgeMs === null ? "–" : duration(lane.oldestAgeMs / 1000));
     say(cells.wait, lane.predictedWaitMs === null ? "unknown" : duration(lane.predictedWaitMs / 1000));
     bar.value = lane.share;
