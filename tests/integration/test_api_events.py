@@ -20,6 +20,9 @@ from tests.support.web import ServeIt, Web
 from tqe.api import live
 from tqe.api.live import Live, Part
 from tqe.api.pulse import Pulse
+from tqe.api.views import Views
+from tqe.client import AsyncClient
+from tqe.settings import Settings
 from tqe.store.keys import Keys
 
 ASSETS = {file.name: file.read_text() for file in Path(str(resources.files("tqe.api") / "assets")).iterdir()}
@@ -50,7 +53,9 @@ def test_a_viewer_is_sent_the_queue_as_it_changes(web: Web, redis_client: redis.
         assert "ids" not in group
 
 
-def test_tasks_and_the_waits_of_what_began_lately(web: Web, redis_client: redis.Redis) -> None:
+async def test_tasks_and_the_waits_of_what_began_lately(
+    redis_server: RedisServer, redis_client: redis.Redis
+) -> None:
     keys = Keys()
 
     def publish(jobs: int) -> None:
@@ -63,26 +68,27 @@ def test_tasks_and_the_waits_of_what_began_lately(web: Web, redis_client: redis.
         task |= {"wait_bins": bins, "run_sum_s": 1.0, "wait_sum_s": 1.0}
         redis_client.set(keys.tasks("s"), json.dumps({"A": task}))
 
-    publish(5)
-    with view(web) as viewer:
-        viewer.event("waits")
+    async with AsyncClient(Settings(redis_url=redis_server.url)) as client:
+        pulse = Pulse(client)
+        views = Views(client, pulse)
 
-        def task() -> Any:
-            return next(iter(viewer.event("tasks")["tasks"]), None)
+        async def look() -> Any:
+            await pulse.look()
+            return await views.tasks()
 
-        first = wait_until(task)
-        assert (first["type"], first["runs"], first["failed"], first["dead"]) == ("A", 5, 1, 1)
+        assert await views.tasks() is None  # nothing is known of the workers yet
+        publish(5)
+        told = await look()
+        (task,) = told["tasks"]
+        assert (task["type"], task["runs"], task["failed"], task["dead"]) == ("A", 5, 1, 1)
+        assert told["waits"] is None and views.opening()["waits"] == []
         publish(25)
-
-        def lately() -> Any:
-            told = viewer.event("tasks")
-            return told if told["waits"] else None
-
-        told = wait_until(lately)
+        told = await look()
         assert (told["waits"]["bins"][10], sum(told["waits"]["bins"])) == (20, 20)
-        assert told["tasks"][0]["perS"] > 0
-    with view(web) as viewer:
-        assert viewer.event("waits")[-1]["bins"][10] == 20
+        assert told["tasks"][0]["perS"] is None or told["tasks"][0]["perS"] > 0
+        publish(3)  # a supervisor that begins anew
+        assert (await look())["waits"] is None
+        assert views.opening()["waits"] == [told["waits"]]
 
 
 def test_the_history_comes_first(web: Web) -> None:
