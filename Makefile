@@ -72,6 +72,7 @@ peers-table: install
 # TRACES=FOLDER of *.csv.gz and schema.json; without it, made traces
 bench-ordering: install
 	$(BIN)/python -m bench.ordering.run $(if $(TRACES),--traces $(TRACES))
+	$(BIN)/python -m bench.ordering.replay $(if $(TRACES),--traces $(TRACES)) $(if $(TRACE),--trace $(TRACE))
 
 # HOSTILE_ARGS="--requests 20000 --seed 2"
 hostile: install

@@ -41,6 +41,18 @@ def traces(folder: Path | None) -> list[Trace]:
     return [dataset.read(path, folder / "schema.json") for path in sorted(folder.glob("*.csv.gz"))]
 
 
+def heading(tool: str) -> dict[str, Any]:
+    """With what a result file begins: when and where it was measured."""
+    return {
+        "schema": 1,
+        "tool": tool,
+        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+        "load_before": round(os.getloadavg()[0], 2),
+        "machine": machine.machine(Path(tempfile.gettempdir())),
+    }
+
+
 def measure(trace: Trace, servers: int, loads: Sequence[float]) -> dict[str, Any]:
     """Everything about one trace."""
     began = time.perf_counter()
@@ -190,16 +202,7 @@ def main() -> None:
     parser.add_argument("--loads", default=",".join(f"{load:g}" for load in evaluate.LOADS))
     options = parser.parse_args()
     loads = tuple(float(load) for load in options.loads.split(","))
-    results: dict[str, Any] = {
-        "schema": 1,
-        "tool": "bench.ordering",
-        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": __version__,
-        "load_before": round(os.getloadavg()[0], 2),
-        "machine": machine.machine(Path(tempfile.gettempdir())),
-        "servers": options.servers,
-        "traces": {},
-    }
+    results: dict[str, Any] = heading("bench.ordering") | {"servers": options.servers, "traces": {}}
     for trace in traces(options.traces):
         print(f"{trace.name}: {len(trace):,} jobs", file=sys.stderr)
         results["traces"][trace.name] = measure(trace, options.servers, loads)

@@ -25,6 +25,7 @@ from tqe.settings import Settings
 from tqe.store import embedded, reading
 from tqe.supervisor import lifecycle, process
 from tqe.telemetry import logs, procfs
+from tqe.worker.ordering import Predictor
 
 LANE: Final = "normal"
 LINGER_S: Final = 0.1
@@ -187,17 +188,18 @@ class Stage:
 
     # -------------------------------------------------------------- workers
 
-    def start(self, procs: int = 1, **given: Any) -> None:
-        """Workers as `tqe run` starts them; returns when all are registered and idle."""
+    def start(self, procs: int = 1, *, predictor: Predictor | None = None, **given: Any) -> None:
+        """Workers as `tqe run` starts them; returns when all are registered and idle. `predictor` says how
+        long jobs take."""
         settings = self.settings(procs=procs, grace_ms=5_000, **given)
         self._unwatch()
-        self._supervisor = process.fork(lambda: self._supervise(settings), name="supervisor")
+        self._supervisor = process.fork(lambda: self._supervise(settings, predictor), name="supervisor")
         _until(lambda: self._look_for_workers(procs), PATIENCE_S, self._supervisor_lives)
         if len(self.workers) < procs:
             raise RunFailed(f"{len(self.workers)} of {procs} workers have started; {self._last_words()}")
         self._until_idle()
 
-    def _supervise(self, settings: Settings) -> int:
+    def _supervise(self, settings: Settings, predictor: Predictor | None) -> int:
         _write_to(self.log)
         logs.configure(level="warning")
 
@@ -205,7 +207,9 @@ class Stage:
             self.lab.app.configure(settings)
             return self.lab.app
 
-        return lifecycle.run("tqe.bench.tasks:app", settings, load, redis_url=self.server.url)
+        return lifecycle.run(
+            "tqe.bench.tasks:app", settings, load, redis_url=self.server.url, predictor=predictor
+        )
 
     def _look_for_workers(self, procs: int) -> bool:
         self.lab.pulse(0.0)

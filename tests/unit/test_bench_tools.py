@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench import counts
+from bench.ordering import made, replay
 from bench.peers import peers, table
 from bench.rest import table as rest_table
 
@@ -123,3 +124,12 @@ def test_the_table_of_the_rest_api_is_that_of_the_committed_result() -> None:
     assert found["chaos"]["failed"] == 0 and found["end_to_end"]["failed"] == 0
     assert "Not a result" in rest_table.made(found | {"quiet": False})
     assert "Not a result" not in rest_table.made(found | {"quiet": True, "scale": 1.0})
+
+
+def test_a_replay_is_a_trace_squeezed_into_seconds_with_predictions_of_before() -> None:
+    work, predicted, bound_s, told = replay.compressed(made.traces()[1], jobs=200, seconds=4.0)
+    assert (len(work), len(predicted), told["jobs"]) == (200, 200, 200)
+    assert sum(work.run_s) == pytest.approx(replay.LOAD * replay.SERVERS * 4.0)
+    assert list(work.due_s) == sorted(work.due_s) and work.due_s[-1] < 4.5
+    assert all(p is not None and p > 0 for p in predicted) and list(predicted) != list(work.run_s)
+    assert bound_s > 0
