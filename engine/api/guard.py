@@ -22,7 +22,7 @@ PERIOD_S: Final = 1.0  # a token that is revoked is refused after that long
 ANSWER_S: Final = 5.0  # a look that takes longer has failed
 # Older tables are not gone by. Not much shorter, or each restart of Redis would turn callers away.
 STALE_S: Final = 10.0
-_AGAIN_S: Final = 0.25  # between looks for names that are not known yet, whoever makes them up
+_AGAIN_S: Final = 0.25  # between looks that callers cause
 _BEARER: Final = b"bearer "
 
 _log = logs.get("api")
@@ -38,6 +38,7 @@ class Guard:
         self._origins = frozenset(origin.encode() for origin in origins)
         self._table: Table | None = None
         self._read_ns = 0
+        self._tried_ns = 0  # when the last look ended, whatever came of it
         self._looking = asyncio.Lock()
 
     async def run(self) -> None:
@@ -47,27 +48,36 @@ class Guard:
             await asyncio.sleep(PERIOD_S)
 
     async def _look(self) -> None:
+        asked_ns = clock.monotonic_ns()
         try:
             found = await asyncio.wait_for(self._client.run(tokens.look(self._client.core.keys)), ANSWER_S)
         except (TQEError, TimeoutError):
             return  # the pulse logs that Redis is away
+        finally:
+            self._tried_ns = clock.monotonic_ns()
         if found.damaged and (self._table is None or self._table.damaged != found.damaged):
             _log.warning("records of tokens cannot be read", names=found.damaged)
-        self._table, self._read_ns = found, clock.monotonic_ns()
+        self._table, self._read_ns = found, asked_ns
 
-    async def _known(self, age_s: float) -> Table:
-        """The tokens as they were at most so long ago."""
-        if self._older(age_s):
+    async def _known(self, since_ns: int) -> Table:
+        """The tokens as they were then or later."""
+        if self._read_ns < since_ns:
             async with self._looking:
-                if self._older(age_s):
+                # Those who have waited for a look that failed do not each wait for one more.
+                if self._read_ns < since_ns and clock.monotonic_ns() - self._tried_ns >= _AGAIN_S * 1e9:
                     await self._look()
-        if self._table is None or self._older(max(age_s, STALE_S)):
+        if self._table is None or self._read_ns < clock.monotonic_ns() - STALE_S * 1e9:
             detail = "Redis does not answer, so nobody can tell who may call: try again"
             raise Problem(503, "redis-unavailable", "Redis does not answer", detail, retry_after_s=1)
         return self._table
 
-    def _older(self, age_s: float) -> bool:
-        return self._table is None or clock.monotonic_ns() - self._read_ns > age_s * 1e9
+    async def _now(self) -> Table:
+        """The tokens as they are, for one that is not known. Who makes up tokens waits a little, and costs
+        Redis four looks a second at most, however many they are."""
+        now_ns = clock.monotonic_ns()
+        # A little longer: timers may be early by a part of a millisecond.
+        await asyncio.sleep(max(0.0, _AGAIN_S + 0.005 - (now_ns - self._tried_ns) / 1e9))
+        return await self._known(now_ns)
 
     async def admit(self, request: Request, scope: Scope, *, changes: bool) -> Token | None:
         """The caller's token, None where nobody needs one. Raises Problem for who may not do this."""
@@ -82,7 +92,7 @@ class Guard:
                 origin = value
             elif name == b"sec-fetch-site":
                 site = value
-        table = await self._known(STALE_S)
+        table = await self._known(clock.monotonic_ns() - int(STALE_S * 1e9))
         if self._loopback and not table.used:
             self._check_hosts(hosts)
             token = None
@@ -96,8 +106,7 @@ class Guard:
         if not given[: len(_BEARER)].lower() == _BEARER:
             raise _unauthorized("send `Authorization: Bearer TOKEN`; `tqe token create NAME` makes one")
         text = given[len(_BEARER) :].strip().decode("latin-1")
-        # A new one works at once, and who tries out tokens costs Redis little.
-        token = table.find(text) or (await self._known(_AGAIN_S)).find(text)
+        token = table.find(text) or (await self._now()).find(text)
         if token is None:
             raise _unauthorized(
                 "the token is unknown or was revoked; `tqe token list` shows those that are valid"

@@ -1,16 +1,22 @@
 """Who may call the REST API: tokens, their scopes and their end; what web pages of others cannot do."""
 
+import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
+from starlette.requests import Request
 
 from tests.support.cli import Cli
 from tests.support.redis_server import RedisServer
 from tests.support.viewing import view
 from tests.support.waiting import wait_until
 from tests.support.web import ServeIt, Web
+from tqe.api import guard as guard_module
+from tqe.api.problems import Problem
 from tqe.store import tokens
 from tqe.store.keys import Keys
 
@@ -248,3 +254,28 @@ def test_a_stream_wants_a_token_and_ends_when_that_is_revoked(cli: Cli, guarded:
         viewer.event("queue")
         cli("token", "revoke", "wall")
         assert len(list(viewer.pieces())) < 100
+
+
+# ------------------------------------------------------------------ without Redis
+
+
+async def test_callers_wait_together_for_a_redis_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One look for all: one after the other, the last of them would wait for minutes."""
+    monkeypatch.setattr(guard_module, "ANSWER_S", 0.05)
+    looks = 0
+
+    async def never(steps: object) -> None:
+        nonlocal looks
+        looks += 1
+        await asyncio.Event().wait()
+
+    client: Any = SimpleNamespace(run=never, core=SimpleNamespace(keys=KEYS))
+    guard = guard_module.Guard(client, loopback=True, host="127.0.0.1", origins=())
+    request = Request({"type": "http", "headers": [(b"host", b"localhost")]})
+    found = await asyncio.gather(
+        *(guard.admit(request, "read", changes=False) for _ in range(20)), return_exceptions=True
+    )
+    assert {one.name for one in found if isinstance(one, Problem)} == {"redis-unavailable"}
+    assert len(found) == 20 and looks < 5

@@ -148,9 +148,7 @@ def finish(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("drain", [False, True], ids=["goes on", "drains"])
-def test_jobs_behind_a_long_one_run_elsewhere_while_it_runs(
-    rig_of: Callable[..., Rig], drain: bool
-) -> None:
+def test_jobs_behind_a_long_one_run_elsewhere_while_it_runs(rig_of: Callable[..., Rig], drain: bool) -> None:
     rig = rig_of(quantum_us=6_000_000)  # the first one keeps all, however slow this machine is
     define(rig)
     first = rig.worker()
