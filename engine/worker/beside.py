@@ -120,15 +120,19 @@ class Beside:
         entry: hot.Entry,
         body: bytes,
         limits: Limits,
-        context: contextvars.Context,
+        context: contextvars.Context | None = None,
     ) -> asyncio.Future[Any]:
         """Start a job that was taken out of its frame: a coroutine, or a synchronous one on the helper
-        thread, in a copy of this context. What it answers ends with the job, and tells nothing more."""
+        thread. What it answers ends with the job, and tells nothing more.
+
+        It runs in a copy of `context`; without one a coroutine has the worker's, the helper an empty one.
+        """
         if entry.is_async:
-            started: asyncio.Future[Any] = context.run(
+            start = functools.partial(
                 self._native.start, lease, index, entry, body, limits,
                 timeout_ms=limits.timeout_ms, hard_ms=limits.hard_ms, retries=limits.packed,
-            ).task  # fmt: skip
+            )  # fmt: skip
+            started: asyncio.Future[Any] = (start() if context is None else context.run(start)).task
             return started
         if lease.started_ms == 0:
             lease.started_ms = self._native.now_ms()
@@ -141,7 +145,9 @@ class Beside:
         self._view.set(layout.C_ASYNC, len(self._native.active))
         if self._helper is None:
             self._helper = ThreadPoolExecutor(1, thread_name_prefix="tqe-helper")
-        job.future = self._loop.run_in_executor(self._helper, context.copy().run, self._help, job, body)
+        job.future = self._loop.run_in_executor(
+            self._helper, (context or contextvars.Context()).copy().run, self._help, job, body
+        )
         job.future.add_done_callback(lambda future: self._help_ended(job, future))
         if limits.timeout_ms:
             self._limit(job)

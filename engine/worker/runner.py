@@ -381,7 +381,7 @@ class JobRunner:
             run = self.capture.begin(lease, index, task, body, self.native.redis_offset_ms)
         span = None if limits.trace is None else self._span(lease, index, entry, limits.trace)
         if task.is_async or self.active:
-            context = contextvars.Context() if span is None else span.context
+            context = None if span is None else span.context
             started = self.beside.start(lease, index, entry, body, limits, context)
             if run is not None:
                 started.add_done_callback(partial(self._ended_beside, run))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import multiprocessing
 import os
 import signal
@@ -65,6 +66,21 @@ def test_a_sync_task_may_run_an_event_loop_of_its_own(rig: Rig) -> None:
         assert rig.submit("NEST", {"n": n}).result(timeout=5) == n
         assert rig.submit("NEST", {"n": n}, max_retries=1).result(timeout=5) == n
         assert rig.submit("BESIDE", {"n": n}).result(timeout=5) == n
+    finish(rig)
+
+
+def test_what_a_start_hook_sets_in_its_context_coroutines_have(rig: Rig) -> None:
+    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
+    rig.app.on_worker_start(lambda: tenant.set("ann"))
+
+    @rig.app.task("WHO")
+    async def who() -> str:
+        await asyncio.sleep(0)
+        return tenant.get()
+
+    rig.worker()
+    plain, with_options = rig.submit("WHO"), rig.submit("WHO", max_retries=1)
+    assert [plain.result(timeout=5), with_options.result(timeout=5)] == ["ann", "ann"]
     finish(rig)
 
 
