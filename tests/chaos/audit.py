@@ -25,12 +25,15 @@ STATES = {
     "B": "damaged",
 }
 OPEN_STATES = frozenset({"queued", "retrying"})
-NEED_TTL = ("worker:", "tasks:", "idem:", "job:")
+NEED_TTL = ("worker:", "tasks:", "idem:", "job:", "learner")
 INDEX_KEYS = frozenset(
-    {"incarnations", "delayed", "dlq", "dlq_meta", "dlq_index", "closed", "waiting", "cron"}
+    {"incarnations", "delayed", "dlq", "dlq_meta", "dlq_index", "closed", "waiting", "cron", "cron_paused"}
 )
 OTHER_KEYS = frozenset(
-    {"depth", "stats", "cancel", "quarantine", "parked", "paused", "means", "model", "traces"}
+    {
+        *("depth", "stats", "cancel", "quarantine", "parked", "paused", "means", "model", "traces"),
+        *("learner", "tokens"),
+    }
 )
 SINGLE_KEYS = INDEX_KEYS | OTHER_KEYS
 
