@@ -145,6 +145,7 @@ class Steward:
         begun_ns = self._clock.monotonic_ns()
         entry.lag_s = max(0.0, (begun_ns - entry.due_ns) / 1e9)
         entry.runs += 1
+        heard = self._context.door.heard
         try:
             entry.duty.run_once()
         except RedisUnavailable as e:
@@ -163,8 +164,8 @@ class Steward:
                 _log.exception(f"{entry.duty.name} failed")
         else:
             entry.failed_in_row = 0
-            if self._redis_failed and not isinstance(entry.duty, Recovery):
-                # Recovery without the dead asks Redis nothing.
+            # Most duties ask Redis nothing as long as there is nothing to do.
+            if self._redis_failed and self._context.door.heard != heard:
                 _log.info("Redis answers again")
                 self._redis_failed = False
         now_ns = self._clock.monotonic_ns()

@@ -196,6 +196,7 @@ class SyncDoor:
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
+        self.heard = 0  # answers that `send` has read
 
     def run(self, call: Call) -> Reply:
         """The reply of one call. Raises LeaseLost, QueueFull, RedisUnavailable or ScriptError."""
@@ -229,6 +230,7 @@ class SyncDoor:
                 except redis.ResponseError as e:
                     answer = e
                 answers.append(_judge(answer, scripts[len(answers)] if scripts else ""))
+            self.heard += len(answers)
         except (redis.ConnectionError, redis.TimeoutError, OSError) as e:
             connection.disconnect()
             _broken(answers, len(commands), e)

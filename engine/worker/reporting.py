@@ -80,8 +80,13 @@ class Reporter:
             self._drop()
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="tqe-errors", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="tqe-errors", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as e:  # there may be only so many: what waits is told when there is room
+                self._complain(f"error hooks are not told for now: {e}")
+                return
+            self._thread = thread
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Let the hooks have what waits, for so long."""
@@ -101,7 +106,10 @@ class Reporter:
 
     def _drop(self) -> None:
         self.dropped += 1
+        self._complain(f"error hooks are too slow: {self.dropped} failures were not told to them so far")
+
+    def _complain(self, text: str) -> None:
         now_ns = clock.boottime_ns()
         if now_ns - self._complained_ns > COMPLAIN_NS or not self._complained_ns:
             self._complained_ns = now_ns
-            log.warning("error hooks are too slow: %d failures were not told to them so far", self.dropped)
+            log.warning(text)

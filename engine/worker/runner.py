@@ -418,6 +418,14 @@ class JobRunner:
         self._spans[lease, index] = span
         return span
 
+    def _fail_span(self, lease: hot.Lease, index: int, error: BaseException, outcome: Outcome) -> None:
+        span = self._spans.get((lease, index))
+        if span is not None:
+            try:
+                span.failed(error, "cancelled" if outcome.status == layout.OUT_CANCELLED else "failed")
+            except BaseException:  # it makes a text of the error, and a user's __str__ may raise anything
+                log.exception("the span of job %s does not tell how it failed", _id(lease, index))
+
     def _end_span(self, lease: hot.Lease, index: int) -> None:
         span = self._spans.pop((lease, index), None)
         if span is not None:
@@ -475,8 +483,8 @@ class JobRunner:
             log.warning("job %s (%s) is dead: %s", _id(lease, index), task.name, type(error).__name__)
         self._view.add("failed")
         self._record(lease, index, outcome)
-        if self._spans and (span := self._spans.get((lease, index))) is not None:
-            span.failed(error, "cancelled" if outcome.status == layout.OUT_CANCELLED else "failed")
+        if self._spans:
+            self._fail_span(lease, index, error, outcome)
         if self._reporter.hooks:
             self._report(lease, index, entry.name, outcome, error)
 

@@ -126,6 +126,26 @@ def test_hooks_that_raise_or_hang_hurt_nobody(rig: Rig) -> None:
     assert 1 <= len(rig.journal.notes("hook")) <= 3
 
 
+def test_a_hook_that_finds_no_room_for_its_thread_is_told_later(
+    rig: Rig, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    @rig.app.task("BAD", max_retries=0)
+    def bad(n: int) -> None:
+        monkeypatch.setattr(threading.Thread, "start", start if n else refuse)
+        raise ValueError(n)
+
+    worker = rig.worker()
+    rig.frame("BAD", [{"n": n} for n in range(2)])
+    rig.wait_ended(2)
+    wait_until(lambda: len(told()) == 2, 10, "both are told")
+    assert worker.running, worker.told()
+
+
 def test_the_context_of_the_job_is_that_of_the_hook() -> None:
     tag: contextvars.ContextVar[str] = contextvars.ContextVar("tag")
     seen: list[str] = []

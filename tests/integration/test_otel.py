@@ -188,6 +188,29 @@ def test_what_is_not_sampled_carries_nothing(on: Callable[[App], Queue], path: P
     assert spans() == []
 
 
+def test_an_error_without_words_costs_no_more_than_its_text(
+    on: Callable[[App], Queue], path: Path, spans: Spans
+) -> None:
+    app, tracer = traced_app(path)
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    @app.task("MUTE", max_retries=0)
+    def mute() -> None:
+        raise Mute
+
+    work = on(app)
+    with tracer.start_as_current_span("request"):
+        failed, fine = app.submit("MUTE"), app.submit("SYNC", {"n": 1})
+        with work.worker():
+            assert fine.result(timeout=20) == "None"
+            with pytest.raises(JobFailed):
+                failed.result(timeout=20)
+    assert len(named(spans, "process MUTE")) == 1
+
+
 def test_a_trace_that_makes_no_sense_costs_the_trace(
     on: Callable[[App], Queue], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

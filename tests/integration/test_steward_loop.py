@@ -20,6 +20,7 @@ from tqe.settings import Settings
 from tqe.steward import steward
 from tqe.steward.exporter import TotalsReader
 from tqe.steward.steward import JITTER, Steward, make_duties
+from tqe.steward.takeback import TakeBack
 from tqe.store import housekeeping
 from tqe.store.keys import Keys
 
@@ -84,6 +85,21 @@ def test_one_duty_that_fails_does_not_stop_the_others(scene: Scene, error: Excep
     bad.error = None
     turns(scene, steward, 2_000)
     assert steward.duties()["bad"].failures < bad.runs
+
+
+def test_only_an_answer_says_that_redis_is_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most duties ask nothing as long as there is nothing to do."""
+    away, quiet = Spy("away", 1.0), Spy("quiet", 0.05)
+    away.error = RedisUnavailable("away")
+    steward = loop(scene, away, quiet, TakeBack(scene.context))
+    turns(scene, steward, 2_000)
+    assert quiet.runs > 10 and not steward.redis_up()
+    away.error = None
+    turns(scene, steward, 2_000)
+    assert not steward.redis_up(), "it had nothing to ask"
+    monkeypatch.setattr(quiet, "run_once", lambda: housekeeping.ask(scene.context.door, ("PING",)))
+    turns(scene, steward, 100)
+    assert steward.redis_up()
 
 
 def test_retries_back_off_but_stay_well_below_a_lease(scene: Scene) -> None:
