@@ -25,7 +25,7 @@ from pathlib import Path
 from tqe import App
 
 HERE = Path(__file__).resolve().parent
-SECONDS = 105
+SECONDS = 100
 BYTES_MAX = 150_000
 
 app = App("shop")
@@ -74,11 +74,10 @@ app.cron(
 app.cron(None, "WEBHOOK", {"url": "https://status.example"}, name="heartbeat", every=30)
 
 
-def submit_for(seconds: float) -> None:
+def submit_until(closed: threading.Event) -> None:
     """Submit what a shop would, in waves: the lanes fill up and empty again."""
-    end = time.monotonic() + seconds
-    wave = 0.0
-    while time.monotonic() < end:
+    wave = 0
+    while not closed.wait(1):
         wave += 1
         size = 30 + 32 * (wave % 35 > 22) + random.randint(0, 12)
         mails = [f"user{k}@example.com" if random.random() > 0.01 else "nobody" for k in range(size)]
@@ -90,7 +89,6 @@ def submit_for(seconds: float) -> None:
         app.submit_many([("WEBHOOK", {"url": "https://example.com"}) for _ in range(size // 5)])
         if random.random() < 0.35:
             app.submit("REPORT", {"days": random.randint(1, 20)})
-        time.sleep(1)
 
 
 @contextlib.contextmanager
@@ -131,14 +129,16 @@ def shoot(port: str) -> None:
             pages[name] = browser.new_context(**options).new_page()  # type: ignore[arg-type]
             pages[name].goto(f"http://127.0.0.1:{port}/")
         # On a thread of its own: playwright has an event loop on this one, which submitting would block.
-        shop = threading.Thread(target=submit_for, args=(SECONDS,))
+        closed = threading.Event()
+        shop = threading.Thread(target=submit_until, args=(closed,))
         shop.start()
-        pages["dashboard-light"].wait_for_timeout((SECONDS - 5) * 1000)
-        for name, page in pages.items():
-            page.wait_for_timeout(100)
-            save(name, page.screenshot(full_page=name != "dashboard-phone"))
+        pages["dashboard-light"].wait_for_timeout(SECONDS * 1000)
+        shots = {name: page.screenshot(full_page=name != "dashboard-phone") for name, page in pages.items()}
+        closed.set()
         shop.join()
         browser.close()
+    for name, png in shots.items():
+        save(name, png)
 
 
 def save(name: str, png: bytes) -> None:
@@ -160,7 +160,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as data:
         os.environ["TQE_DATA_DIR"] = data
         os.environ.pop("TQE_REDIS_URL", None)
-        with program("run", "screenshots:app", "--procs", "4"), program("serve", "--port", "0") as said:
+        with (
+            program("run", "screenshots:app", "--procs", "4", "--learn"),
+            program("serve", "--port", "0") as said,
+        ):
             found = re.search(r"serving +http://[^ ]*:(\d+)", said)
             assert found is not None, said
             shoot(found[1])

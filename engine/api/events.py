@@ -22,6 +22,8 @@ async def show(service: Service, request: Request) -> Response:
     if service.live.viewers >= VIEWERS_MAX:
         detail = f"{VIEWERS_MAX} viewers look at this server process, which is the most: close some"
         raise Problem(503, "too-many-viewers", "Too many viewers", detail, retry_after_s=10)
+    if request.method == "HEAD":
+        return Response(media_type=_Stream.media_type)  # its answer must end
     return _Stream(service, request)
 
 

@@ -434,3 +434,4 @@ def _tell_where(settings: Settings, own: embedded.EmbeddedServer | None) -> None
     click.echo(f"The data stays {where}, namespace {settings.namespace}. Look at it:")
     for verb in ("status", "dlq list"):
         click.echo(f"  tqe {verb} --namespace {settings.namespace}")
+    click.echo(f"  tqe serve --namespace {settings.namespace}   the dashboard, at http://127.0.0.1:8080/")

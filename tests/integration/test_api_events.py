@@ -101,6 +101,12 @@ def test_the_history_comes_first(web: Web) -> None:
     assert set(point["queued"]) == {"high", "normal", "low"}
 
 
+def test_who_asks_for_the_head_only_gets_an_end(web: Web) -> None:
+    told = web("HEAD", "/api/v1/events")
+    assert (told.status, told.body) == (200, b"")
+    assert told.headers["content-type"].startswith("text/event-stream")
+
+
 def test_viewers_are_told_that_redis_is_away(make_redis: Any, tmp_path: Path, serve_it: ServeIt) -> None:
     server: RedisServer = make_redis()
     web = serve_it(TQE_REDIS_URL=server.url)

@@ -238,8 +238,8 @@ export class Histogram {
   }
 }
 
-const SIDE = 300;
-const EDGE = 34;
+const SIDE = 220;
+const EDGE = 40;
 
 /** Predicted against real durations, both in seconds on axes that grow by tens. */
 export function scatter(pairs) {
@@ -256,17 +256,17 @@ export function scatter(pairs) {
       svg("line", { class: "grid", x1: x(value), x2: x(value), y1: 0, y2: SIDE - EDGE }),
       svg("line", { class: "grid", x1: EDGE, x2: SIDE, y1: y(value), y2: y(value) }),
     );
-    if (power < high || high - low < 3) {
+    if (power < high) {
       shapes.push(
         svg("text", { class: "tick middle", x: x(value), y: SIDE - EDGE + 14 }, duration(value)),
         svg("text", { class: "tick end", x: EDGE - 4, y: y(value) + 3 }, duration(value)),
       );
     }
   }
-  shapes.push(...pairs.map(([predicted, real]) => svg("circle", { class: "dot", cx: x(predicted), cy: y(real), r: 2.5 })));
+  shapes.push(...pairs.map(([predicted, real]) => svg("circle", { class: "dot", cx: x(predicted), cy: y(real), r: 2 })));
   shapes.push(
-    svg("text", { class: "tick middle", x: EDGE + (SIDE - EDGE) / 2, y: SIDE - 4 }, "predicted"),
-    svg("text", { class: "tick middle", transform: `translate(8 ${(SIDE - EDGE) / 2}) rotate(-90)` }, "real"),
+    svg("text", { class: "tick end", x: SIDE, y: SIDE - 4 }, "predicted"),
+    svg("text", { class: "tick end", x: EDGE - 4, y: 10 }, "real"),
   );
   return svg("svg", { class: "plot", role: "img", viewBox: `0 0 ${SIDE} ${SIDE}`, "aria-label": `${pairs.length} runs, predicted against real durations; the facts beside it say how good` }, ...shapes);
 }

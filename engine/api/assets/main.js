@@ -85,7 +85,8 @@ follow(
   },
   (state, why) => {
     connection = state;
-    reason = state === "lost" ? why : state === "live" ? "" : reason;
+    if (state === "lost") reason = why;
+    else if (state !== "waiting") reason = ""; // while it waits for the answer, what was lost still is
     showLink();
   },
 );

@@ -54,8 +54,8 @@ function taskRow({ type, runBins }) {
   return { node, update };
 }
 
-const CHOSEN = { model: "gradient-boosted trees", hierarchical_mean: "means by kind of payload", type_mean: "means by type" };
-const RUNGS = { model: "the model", mean: "means", fifo: "nothing: jobs run as they were submitted" };
+const CHOSEN = { model: "gradient-boosted trees", hierarchical_mean: "means by kind of payload", type_mean: "means by type", fifo: "nothing that beats the order of entry" };
+const RUNGS = { model: "the model", mean: "means", fifo: "the time of entry" };
 
 let drawn = "";
 
