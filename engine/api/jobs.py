@@ -16,13 +16,20 @@ from tqe.api.service import Service
 from tqe.client import submission_from_json
 from tqe.errors import ResultError
 from tqe.job import JobStatus, lane_name
+from tqe.store.forecast import Forecast, forecast
 
 WAIT_S_MAX: Final = 60.0
 # Each waits on a connection of its own to Redis, and its pool has 64. Who comes later is answered at once.
 WAITS_MAX: Final = 48
 _CANCEL_S: Final = 0.5
 
-_FIELDS: Final = {"submitted_at": "submittedAt", "started_at": "startedAt", "finished_at": "finishedAt"}
+_FIELDS: Final = {
+    "submitted_at": "submittedAt",
+    "started_at": "startedAt",
+    "finished_at": "finishedAt",
+    "predicted_ms": "predictedMs",
+    "predicted_wait_ms": "predictedWaitMs",
+}
 
 
 async def submit(service: Service, request: Request) -> Response:
@@ -85,7 +92,8 @@ async def show(service: Service, request: Request) -> Response:
         job = await service.client.job(name)
     if job.status == "unknown":
         raise _no_job(name)
-    return answer(job_document(job))
+    expected = await service.client.run(forecast(service.client.core.keys, service.settings.lanes, job))
+    return answer(job_document(job, expected))
 
 
 async def _wait(service: Service, request: Request, name: str, wait_s: float) -> None:
@@ -124,9 +132,10 @@ async def cancel(service: Service, request: Request) -> Response:
     return answer({"id": name, "outcome": outcome}, 200 if outcome == "cancelled" else 202)
 
 
-def job_document(job: JobStatus) -> dict[str, Any]:
+def job_document(job: JobStatus, expected: Forecast) -> dict[str, Any]:
     """The fields of `tqe job --json`, as they are spelt on the wire."""
-    return {_FIELDS.get(name, name): value for name, value in job.as_dict().items()}
+    found = job.as_dict() | expected.as_dict()
+    return {_FIELDS.get(name, name): value for name, value in found.items()}
 
 
 def _no_job(name: str) -> Problem:

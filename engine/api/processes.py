@@ -24,7 +24,6 @@ from tqe.supervisor import process
 from tqe.telemetry import logs
 
 DRAIN_S: Final = 10.0
-CONNECTIONS_MAX: Final = 2_000  # a process; who comes on top is told 503
 KEEP_ALIVE_S: Final = 30
 _BACKLOG: Final = 1_024
 _POLL_S: Final = 0.5
@@ -170,7 +169,6 @@ class _Life:
             server_header=False,
             proxy_headers=False,
             headers=_HEADERS,
-            limit_concurrency=CONNECTIONS_MAX,
             backlog=_BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(DRAIN_S),

@@ -15,6 +15,7 @@ from uvicorn.protocols.http import httptools_impl
 from tqe.api.problems import MEDIA_TYPE, Problem
 
 HEAD_BYTES_MAX: Final = 16 * 1024
+CONNECTIONS_MAX: Final = 2_000  # a process; who comes on top is told 503
 READ_S: Final = 10.0
 # Without a byte that leaves for the client. Long: the kernels between take some megabytes at once.
 WRITE_S: Final = 60.0
@@ -106,6 +107,8 @@ class GuardedProtocol(httptools_impl.HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._head_bytes = 0
+        if self._refusal is None and len(self.connections) > CONNECTIONS_MAX:
+            self._refuse(_too_many_connections())
         if self._refusal is None:
             super().on_headers_complete()
 
@@ -153,10 +156,18 @@ def _head_too_large() -> Problem:
     return Problem(431, "head-too-large", "The head is too large", detail)
 
 
+def _too_many_connections() -> Problem:
+    detail = (
+        f"this server process has {CONNECTIONS_MAX} connections, which is the most: use fewer, for longer"
+    )
+    return Problem(503, "too-many-connections", "Too many connections", detail, retry_after_s=1)
+
+
 def _answer(problem: Problem) -> bytes:
     body = msgspec.json.encode(problem.document())
+    retry = f"retry-after: {problem.retry_after_s}\r\n" if problem.retry_after_s else ""
     head = (
-        f"HTTP/1.1 {problem.status} {problem.title}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+        f"HTTP/1.1 {problem.status} {problem.title}\r\ncontent-type: {MEDIA_TYPE}\r\n{retry}"
         f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
     )
     return head.encode() + body

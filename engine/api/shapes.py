@@ -53,6 +53,8 @@ class JobDocument(Struct, rename="camel"):
     finished_at: str | None
     result: Any
     error: str | None
+    predicted_ms: Annotated[int | None, Meta(description="How long it will run, by the mean of its type.")]
+    predicted_wait_ms: Annotated[int | None, Meta(description="How long until it starts, as of now.")]
 
 
 class Cancelled(Struct, rename="camel"):

@@ -148,7 +148,7 @@ def test_a_job_is_shown_with_the_fields_of_the_command(web: Web, cli: Cli) -> No
     told = web.get(f"/api/v1/jobs/{name}")
     assert told.status == 200
     names = ["id", "type", "status", "lane", "attempts", "submittedAt", "startedAt", "finishedAt"]
-    assert list(told.json) == [*names, "result", "error"]
+    assert list(told.json) == [*names, "result", "error", "predictedMs", "predictedWaitMs"]
     assert list(told.json.values()) == list(cli.json("job", name).values())
 
 

@@ -112,6 +112,26 @@ def test_a_stream_of_lines_may_take_as_long_as_it_keeps_coming(monkeypatch: pyte
     play(scene)
 
 
+def test_there_are_so_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "CONNECTIONS_MAX", 2)
+
+    async def scene(port: int, state: ServerState) -> None:
+        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        await await_until(lambda: len(state.connections) == 3)
+        reader, writer = pairs[0]
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        told = await asyncio.wait_for(reader.read(), 20)
+        assert told.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1\r\n" in told
+        assert b"urn:tqe:problem:too-many-connections" in told
+        reader, writer = pairs[1]
+        writer.write(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 200 ")
+        for _, writer in pairs:
+            writer.close()
+
+    play(scene)
+
+
 def test_who_takes_no_answer_is_cut_off() -> None:
     async def scene(port: int, state: ServerState) -> None:
         with socket.socket() as connection:
