@@ -180,7 +180,7 @@ class Ordering:
             if order.version != self._loaded:
                 self._load(self.predictor, order)
             if order.rung:
-                self.predictor.use(order.rung)
+                self._use(self.predictor, order.rung)
         self._lanes = {lane: _Lane(mode, order.bound_of(lane)) for lane, mode in order.modes.items()}
         self._set_bounds()
 
@@ -197,6 +197,12 @@ class Ordering:
             self._loaded = order.version
             self._closed_until_ns = self._bad_batches = 0
         self._scored(0)
+
+    def _use(self, predictor: Predictor, rung: str) -> None:
+        try:
+            predictor.use(rung)
+        except Exception as e:  # whatever a predictor raises, jobs go on
+            self._bad("error", f"{type(e).__name__}: {e}")
 
     def look(self) -> None:
         """A lane that was left FIFO is looked at again, when it is time."""
@@ -300,9 +306,12 @@ class Ordering:
             lane.leave(self.time.boottime_ns())  # nothing is known about any of them
             self._set_bounds()
             return False
-        order = self._order
-        for predicted_s in predictions:
-            window.scores.append((self._boost(lane, predicted_s, order.mean_us), predicted_s))
+        mean_us = self._order.mean_us
+        try:
+            window.scores += [(self._boost(lane, seconds, mean_us), seconds) for seconds in predictions]
+        except Exception as e:  # whatever a predictor raises, jobs go on
+            self._bad("error", f"{type(e).__name__}: {e}")
+            return False
         return True
 
     def _boost(self, lane: _Lane, predicted_s: float | None, mean_us: float) -> int:
@@ -310,7 +319,7 @@ class Ordering:
         boost_us = self.predictor.boost_us(
             lane.mode, predicted_s, scale_s=mean_us / 1e6, bound_s=lane.bound_us / 1e6
         )
-        return max(0, min(boost_us, lane.bound_us))  # whatever it says, nobody waits longer than T
+        return max(0, min(int(boost_us), lane.bound_us))  # whatever it says, nobody waits longer than T
 
     def _predict(self, jobs: Sequence[Waiting]) -> list[float | None] | None:
         assert self.predictor is not None
@@ -358,7 +367,8 @@ class Ordering:
             return None, None
         self._say_scoring()
         try:
-            return self.predictor.rungs(job)
+            model_s, mean_s = self.predictor.rungs(job)
+            return None if model_s is None else float(model_s), None if mean_s is None else float(mean_s)
         except Exception as e:  # whatever a predictor raises, jobs go on
             self._bad("error", f"{type(e).__name__}: {e}")
             return None, None
@@ -394,7 +404,10 @@ class Ordering:
         self._put_fallbacks()
 
     def _put_fallbacks(self) -> None:
-        told = self.predictor.fallbacks if self.predictor is not None else {}
+        try:
+            told = dict(self.predictor.fallbacks) if self.predictor is not None else {}
+        except Exception:  # whatever a predictor raises, jobs go on
+            told = {}
         for reason in REASONS:
             self.view.put(f"fallback_{reason}", self._own[reason] + told.get(reason, 0))
 

@@ -224,7 +224,7 @@ def test_a_retried_job_is_scored_again(rig: Rig) -> None:
 # ------------------------------------------------------------------ what can go wrong
 
 
-def boom(_: float) -> Any:
+def boom(*_: Any, **__: Any) -> Any:
     raise RuntimeError("no idea")
 
 
@@ -253,6 +253,30 @@ def test_a_broken_predictor_leaves_the_order_of_entry(
     assert began(rig) == list(range(40))
     assert not counter or worker.counter(counter) >= 1
     assert worker.view.get(layout.C_SCORING) == 0
+    finish(rig)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [("boost_us", boom), ("boost_us", lambda *_, **__: math.nan), ("use", boom), ("rungs", boom),
+     ("rungs", lambda _: "soon"), ("fallbacks", property(boom))],
+    ids=["boost raises", "boost is nan", "use raises", "rungs raise", "rungs are text", "fallbacks raise"],
+)  # fmt: skip
+def test_a_predictor_that_fails_beside_its_predictions_ends_no_worker(
+    rig: Rig, method: str, answer: Any
+) -> None:
+    define(rig)
+    broken = type(
+        "Broken", (Told,), {method: answer if isinstance(answer, property) else staticmethod(answer)}
+    )
+    rig.predictor = broken.__new__(broken)
+    vars(rig.predictor).update({k: v for k, v in vars(Told()).items() if k != method})
+    set_order(rig, {"normal": "sjf"}, rung="model")
+    (worker,) = start(rig)
+    submit_all(rig, [3] * 20, frames_of=4)
+    go(rig)
+    rig.wait_ended()
+    assert sorted(began(rig)) == list(range(20)) and worker.running, worker.told()
     finish(rig)
 
 

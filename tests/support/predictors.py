@@ -62,6 +62,7 @@ def set_order(
     mean_s: float = 0.02,
     version: str = "20260101T000000-000000000001",
     sha256: str = "00c0ffee" + "0" * 56,
+    rung: str = "",
 ) -> None:
     """What a steward does: write how the lanes are ordered, then tell the workers."""
     told: dict[Any, Any] = {mode_field(lane): mode for lane, mode in modes.items()}
@@ -70,6 +71,7 @@ def set_order(
         "mean_us": int(mean_s * 1e6),
         "version": version,
         "sha256": sha256,
+        "rung": rung,
     }
     rig.redis.hset(rig.keys.model, mapping=told)
     rig.board.set(layout.H_MODEL, rig.board.get(layout.H_MODEL) + 1)
