@@ -12,13 +12,14 @@ BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/pytest
 PYTEST_ARGS ?=
 PEERS_RESULT ?= bench/results/peers.json
+BENCH_RESULT ?= bench/results/tqe.json
 
 # The strict editable install links each file, so the list of files is part of what was installed.
 TREE := $(shell find engine ml lua -type f '(' -name '*.py' -o -name '*.pyi' -o -name '*.lua' -o -name py.typed \
 	-o -path '*/assets/*' ')' | sort)
 CYTHON := $(wildcard engine/*.pyx engine/*.pxi engine/*.pxd)
 
-.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-http bench-ordering peers-table screenshots hostile lint stub campaign image-check clean FORCE
+.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-http bench-ordering peers-table marks-table screenshots hostile lint stub campaign image-check clean FORCE
 
 install: $(VENV)/.built
 
@@ -68,6 +69,10 @@ bench-http: install
 
 peers-table: install
 	$(BIN)/python -m bench.peers.table $(PEERS_RESULT) --write README.md
+
+# the table of docs/PERFORMANCE.md, from `tqe bench all --json bench/results/tqe.json`
+marks-table: install
+	$(BIN)/python -m bench.marks $(BENCH_RESULT) --write docs/PERFORMANCE.md
 
 # TRACES=FOLDER of *.csv.gz and schema.json; without it, made traces
 bench-ordering: install

@@ -35,6 +35,11 @@ cdef enum:
     ARGS_MAX = 255
     RUN_OF = 32
     TINY_NS = 10000
+    # A synchronous job may run beside coroutines, on the thread that serves their timers, if at most one in twenty of its type's
+    # last hundred took longer than a millisecond; and no longer than two milliseconds of such jobs in one turn of the loop.
+    SHORT_NS = 1000000
+    SHORT_OF = 100
+    BESIDE_NS = 2000000
     # Why a walk ended.
     _ENDED = 0
     _TIME = 1
@@ -96,6 +101,7 @@ cdef class Entry:
     cdef readonly unsigned long long retries  # packed retry rule, see layout.C_RETRIES
     cdef public double mean_ns
     cdef public unsigned long long seen
+    cdef double _long  # part of the last jobs that took longer than SHORT_NS
     cdef tuple _names
     cdef char *_block
     cdef Slot _slot  # keeps _block's memory alive
@@ -124,6 +130,7 @@ cdef class Entry:
         self.retries = retries
         self.mean_ns = mean_ns
         self.seen = 0
+        self._long = 0
         self._block = NULL
 
     def bind(self, Slot slot not None):
@@ -140,6 +147,7 @@ cdef class Entry:
         if self._block == NULL:
             raise RuntimeError("bind() first")
         self.seen += jobs
+        self._long += ((1.0 if mean > SHORT_NS else 0.0) - self._long) * min(1.0, <double>jobs / min(self.seen, SHORT_OF))
         if self.mean_ns < 0:
             self.mean_ns = mean
         else:
@@ -149,6 +157,10 @@ cdef class Entry:
         tqe_add(self._block + T_RUN_BINS + 8 * tqe_bin(<unsigned long long>(mean / 1000.0)), jobs)
         tqe_plain(self._block + T_MEAN_NS, <unsigned long long>self.mean_ns)
         tqe_add(self._block + T_TIMED, jobs)
+
+    cpdef bint short(self):
+        """Whether jobs of this type are known to be so short that one may run between two steps of coroutines."""
+        return self.seen >= SHORT_OF and 0 <= self.mean_ns <= SHORT_NS and self._long <= 0.05
 
     cpdef waited(self, unsigned long long jobs, unsigned long long us):
         """Account the wait of `jobs` that were fetched together."""
@@ -708,6 +720,7 @@ cdef class Runner:
     cdef char *_board
     cdef unsigned long long _step
     cdef public unsigned long long until_ns  # end of the lease, CLOCK_BOOTTIME
+    cdef public unsigned long long beside_until_ns  # when this turn's time for jobs beside coroutines is over; 0: none ran
     cdef public long long redis_offset_ms  # Redis time - CLOCK_BOOTTIME
     cdef Lease _lease  # the job that runs inline, for current()
     cdef int _index
@@ -816,6 +829,8 @@ cdef class Runner:
         cdef const unsigned char *p = lease._pos
         cdef unsigned int word
         cdef int type_bytes, code
+        cdef bint beside
+        cdef unsigned long long now
         cdef Entry entry = self._entry
         if lease.options is not None or lease.cancels is not None:
             return _SPECIAL if lease.next < lease.stop else _ENDED
@@ -844,8 +859,18 @@ cdef class Runner:
                     return code
                 p = lease._pos
                 continue
-            if self.active:
-                return _SPECIAL  # timers and connections of coroutines must not wait for a job that runs inline
+            beside = bool(self.active)
+            if beside:
+                # Timers and connections of coroutines must not wait for a job that runs inline.
+                now = tqe_now()
+                if self.beside_until_ns and now >= self.beside_until_ns:
+                    return _TIME
+                if not entry.short():
+                    return _SPECIAL
+                if not self.beside_until_ns:
+                    self.beside_until_ns = now + BESIDE_NS
+                if not self._counted:
+                    self._since = now
             if self.slot.used[self.slot.half] > HALF_BYTES - ROOM_BYTES:
                 return _FULL
             p += 5 + type_bytes
@@ -855,7 +880,7 @@ cdef class Runner:
             self._execute(lease, lease.next - 1, entry, PyBytes_FromStringAndSize(<const char *>p, word))
             p = lease._pos
             self._counted += 1
-            if self._counted >= RUN_OF or entry.mean_ns >= TINY_NS or entry.seen < RUN_OF:
+            if self._counted >= RUN_OF or beside or entry.mean_ns >= TINY_NS or entry.seen < RUN_OF:
                 code = self._look(entry)
                 if code != _ENDED:
                     return code
@@ -955,6 +980,34 @@ cdef class Runner:
     cdef inline void _clock_ms(self) noexcept:
         self._since_ms = <unsigned long long>(<long long>(self._since // 1000000) + self.redis_offset_ms)
 
+    cdef inline void _mark(self, int row, int index, unsigned char *state) noexcept:
+        """The board says that this job runs."""
+        tqe_plain(self._board + C_ROW, row)
+        tqe_plain(self._board + C_INDEX, index)
+        state[0] = JOB_STARTED
+        self._step += 1
+        tqe_plain(self._board + C_STEP, self._step)
+        tqe_store(self._board + C_IN_USER, self._step)
+
+    def rehearse(self, Lease lease not None, Entry entry not None, long jobs):
+        """Do for so many jobs what is done around a job for the board, the clock and the metrics, and nothing else: it tells
+        what they cost. Returns how many it did."""
+        cdef long done = 0
+        cdef int at
+        self._since = tqe_now()
+        self._end = self._since
+        self._counted = 0
+        while done < jobs and not tqe_load(self._board + C_STOP):
+            at = done % lease._head.n
+            self._mark(lease.row, lease._head.base + at, lease._state + at)
+            tqe_store(self._board + C_IN_USER, 0)
+            lease._state[at] = JOB_DONE
+            done += 1
+            self._counted += 1
+            if self._counted >= RUN_OF:
+                self._look(entry)
+        return done
+
     cdef object _execute(self, Lease lease, int index, Entry entry, object payload):
         """Run one job. From here it counts as started: if we die before its state is `done`, it is charged and runs again."""
         cdef char *board = self._board
@@ -963,12 +1016,7 @@ cdef class Runner:
         self.ended += 1
         self._index = index
         self._entry = entry
-        tqe_plain(board + C_ROW, lease.row)
-        tqe_plain(board + C_INDEX, index)
-        state[0] = JOB_STARTED
-        self._step += 1
-        tqe_plain(board + C_STEP, self._step)
-        tqe_store(board + C_IN_USER, self._step)
+        self._mark(lease.row, index, state)
         try:
             args = PyObject_CallOneArg(entry.decode, payload)
         except BaseException as e:

@@ -91,6 +91,12 @@ _MODE_STRUCT: Final = 1
 _MODE_KWARGS: Final = 2
 _ARGS_MAX: Final = 255
 _RUN_OF: Final = 32
+# A synchronous job may run beside coroutines, on the thread that serves their timers, if at most one in
+# twenty of its type's last hundred took longer than a millisecond; and no longer than two milliseconds of
+# such jobs in one turn of the loop.
+_SHORT_NS: Final = 1_000_000
+_SHORT_OF: Final = 100
+_BESIDE_NS: Final = 2_000_000
 _TINY_NS: Final = 10_000
 _BINS: Final = 24
 _RESULT_BYTES_MAX: Final = 65_536
@@ -387,6 +393,7 @@ class Entry:
         self.retries = retries
         self.mean_ns = mean_ns
         self.seen = 0
+        self._long = 0.0  # part of the last jobs that took longer than _SHORT_NS
         self._slot: Slot | None = None
         self._block = O_TASKS + number * TASK_BYTES
 
@@ -400,6 +407,7 @@ class Entry:
         mean = ns / jobs
         slot = self._bound()
         self.seen += jobs
+        self._long += (float(mean > _SHORT_NS) - self._long) * min(1.0, jobs / min(self.seen, _SHORT_OF))
         if self.mean_ns < 0:
             self.mean_ns = mean
         else:
@@ -409,6 +417,11 @@ class Entry:
         slot.add(self._block + T_RUN_BINS + 8 * _bin(int(mean / 1000.0)), jobs)
         slot.store(self._block + T_MEAN_NS, int(self.mean_ns))
         slot.add(self._block + T_TIMED, jobs)
+
+    def short(self) -> bool:
+        """Whether jobs of this type are known to be so short that one may run between two steps of
+        coroutines."""
+        return self.seen >= _SHORT_OF and 0 <= self.mean_ns <= _SHORT_NS and self._long <= 0.05
 
     def waited(self, jobs: int, us: int) -> None:
         """Account the wait of `jobs` that were fetched together."""
@@ -825,6 +838,7 @@ class Runner:
         self._since = 0  # when the clock was last read
         self._end = 0  # when the time given is over
         self._counted = 0  # jobs since then
+        self.beside_until_ns = 0  # when this turn's time for jobs beside coroutines is over; 0: none ran
         # of jobs beside others
         self.ended = 0  # jobs that have ended here, however
         self.active: set[Any] = set()
@@ -1062,16 +1076,24 @@ class Runner:
                 if code != RUN_ENDED:
                     return code
                 continue
-            if self.active:
-                return (
-                    RUN_SPECIAL  # coroutines' timers and connections must not wait for a job that runs inline
-                )
+            beside = bool(self.active)
+            if beside:
+                # Timers and connections of coroutines must not wait for a job that runs inline.
+                now = clock.boottime_ns()
+                if self.beside_until_ns and now >= self.beside_until_ns:
+                    return RUN_TIME
+                if not entry.short():
+                    return RUN_SPECIAL
+                if not self.beside_until_ns:
+                    self.beside_until_ns = now + _BESIDE_NS
+                if not self._counted:
+                    self._since = now
             if self.slot.full():
                 return RUN_FULL
             lease.next += 1
             self._execute(lease, lease.next - 1, entry, payload)
             self._counted += 1
-            if self._counted >= _RUN_OF or entry.mean_ns >= _TINY_NS or entry.seen < _RUN_OF:
+            if self._counted >= _RUN_OF or beside or entry.mean_ns >= _TINY_NS or entry.seen < _RUN_OF:
                 code = self._look(entry)
                 if code != RUN_ENDED:
                     return code
@@ -1110,6 +1132,24 @@ class Runner:
         if now >= self.until_ns:
             return RUN_LEASE_END
         return RUN_TIME if now >= self._end else RUN_ENDED
+
+    def rehearse(self, lease: Lease, entry: Entry, jobs: int) -> int:
+        """Do for so many jobs what is done around a job for the board, the clock and the metrics, and nothing
+        else: it tells what they cost. Returns how many it did."""
+        done = 0
+        self._since = self._end = clock.boottime_ns()
+        self._counted = 0
+        while done < jobs and not self.stopped():
+            index = lease.base + done % lease.n
+            lease.mark(index, JOB_STARTED)
+            self.enter(lease, index)
+            self.left()
+            lease.mark(index, JOB_DONE)
+            done += 1
+            self._counted += 1
+            if self._counted >= _RUN_OF:
+                self._look(entry)
+        return done
 
     def _execute(self, lease: Lease, index: int, entry: Entry, payload: bytes) -> None:
         """Run one job. From here it counts as started."""

@@ -143,13 +143,13 @@ def _three(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def put(text: str, into: str) -> str:
+def put(text: str, into: str, begin: str = BEGIN, end: str = END) -> str:
     """The document with what stands between the marks replaced."""
-    if BEGIN not in into or END not in into:
-        raise SystemExit(f"the document lacks the marks {BEGIN} and {END}")
-    before, _, rest = into.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    if begin not in into or end not in into:
+        raise SystemExit(f"the document lacks the marks {begin} and {end}")
+    before, _, rest = into.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def main() -> int:

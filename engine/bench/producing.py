@@ -43,7 +43,7 @@ def bulk(jobs: int, task: str = _TASK, **options: Any) -> Produce:
     def produce(app: App) -> Mapping[str, Any]:
         distinct = tasks.distinct_payloads()
         watch = Stopwatch()
-        app.client.submit_alike(_task(app, task), tasks.payloads(jobs, distinct), **options)
+        app.client.submit_alike(task_of(app, task), tasks.payloads(jobs, distinct), **options)
         return watch.stop(jobs, payload_bytes=_size(app, distinct[:1_000]))
 
     return produce
@@ -55,7 +55,7 @@ def bulk_of(jobs: int, task: str, payload: Mapping[str, Any], **options: Any) ->
     def produce(app: App) -> Mapping[str, Any]:
         watch = Stopwatch()
         numbered = ({"n": n, **payload} for n in range(jobs))
-        app.client.submit_alike(_task(app, task), numbered, **options)
+        app.client.submit_alike(task_of(app, task), numbered, **options)
         return watch.stop(jobs)
 
     return produce
@@ -79,7 +79,7 @@ def singles(jobs: int) -> Produce:
 
     def produce(app: App) -> Mapping[str, Any]:
         core = app.client.core
-        task, options = _task(app, _TASK), core.options(_task(app, _TASK), {})
+        task, options = task_of(app, _TASK), core.options(task_of(app, _TASK), {})
         distinct = tasks.distinct_payloads()
 
         def parcels() -> Iterator[Parcel]:
@@ -143,7 +143,7 @@ def paced(rate: float, seconds: float, batch: int) -> Produce:
 
     def produce(app: App) -> Mapping[str, Any]:
         distinct = tasks.distinct_payloads()[: 50 * batch]
-        task = _task(app, "PACED")
+        task = task_of(app, "PACED")
         batches = [distinct[at : at + batch] for at in range(0, len(distinct), batch)]
         begun_ns = clock.monotonic_ns()
         gap_ns = 1e9 * batch / rate if rate else 0.0
@@ -169,7 +169,7 @@ def floor(rounds: int = 5) -> Produce:
     """What no queue can be below: decode a payload and call the function, in a bare loop; `cpu_ns` a job."""
 
     def produce(app: App) -> Mapping[str, Any]:
-        task = _task(app, _TASK)
+        task = task_of(app, _TASK)
         encoder = app.client.core.encoder
         bodies = [encoder.encode(payload, task) for payload in tasks.distinct_payloads()]
         decode, f = task.decoder.decode, task.func
@@ -187,7 +187,7 @@ def floor(rounds: int = 5) -> Produce:
     return produce
 
 
-def _task(app: App, name: str) -> Any:
+def task_of(app: App, name: str) -> Any:
     return app.registry.get(name)
 
 

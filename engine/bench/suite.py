@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any, Final
 
 from tqe import clock
-from tqe.bench import drains, latencies, machine, storms, submits, tasks
+from tqe.bench import drains, latencies, machine, overheads, storms, submits, tasks
 from tqe.bench.lab import Lab, RunFailed
 from tqe.bench.ledger import Ledger
 from tqe.bench.scenario import Figure, Figures, Scenario
@@ -30,7 +30,7 @@ LOAD_MAX: Final = 0.5  # load average of the last minute a core, before the firs
 
 SCENARIOS: Final[dict[str, Scenario]] = {
     scenario.name: scenario
-    for module in (drains, submits, latencies, storms)
+    for module in (drains, submits, latencies, storms, overheads)
     for scenario in module.SCENARIOS
 }
 

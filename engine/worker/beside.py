@@ -55,11 +55,11 @@ class HelpedJob:
     entry: hot.Entry
     own: Limits | None
     timeout_ms: int
-    begun_ns: int
     future: asyncio.Future[Any] | None = None
     ending: str = ""
     timer: asyncio.TimerHandle | None = None
     thread: int = 0  # ident of the helper while it is in the task's code
+    spent_ns: int = 0  # in the task's code: without the waits for the thread and for the loop
 
 
 Job = hot.AsyncJob | HelpedJob
@@ -136,7 +136,7 @@ class Beside:
             return started
         if lease.started_ms == 0:
             lease.started_ms = self._native.now_ms()
-        job = HelpedJob(lease, index, entry, limits, limits.timeout_ms, clock.boottime_ns())
+        job = HelpedJob(lease, index, entry, limits, limits.timeout_ms)
         self.helped = job
         self._native.active.add(job)
         self._native.started(lease, index)
@@ -238,6 +238,7 @@ class Beside:
             arguments = job.entry.decode(body)
         except Exception as e:
             raise _Raised(e, in_arguments=True) from e
+        begun_ns = clock.boottime_ns()
         job.thread = threading.get_ident()
         try:
             result = self._native.invoke(job.entry, arguments)
@@ -248,6 +249,7 @@ class Beside:
             raise _Raised(e, in_arguments=False) from e
         finally:
             job.thread = 0
+            job.spent_ns = clock.boottime_ns() - begun_ns
 
     def _help_ended(self, job: HelpedJob, future: asyncio.Future[Any]) -> None:
         if job.timer is not None:
@@ -256,7 +258,7 @@ class Beside:
         self.helped = None
         self.helped_jobs += 1
         self._view.set(layout.C_HELPER, 0)
-        job.entry.timed(1, max(1, clock.boottime_ns() - job.begun_ns))
+        job.entry.timed(1, max(1, job.spent_ns))
         lease.running -= 1
         lease.finished_ms = self._native.now_ms()
         if not lease.first_done_ns:

@@ -221,6 +221,8 @@ class Fetcher:
             self._waited(suspects, now_us)
         held_before_ns = self._hold.held_ns
         types = None if cancels or predicted_ns else hot.types_of(leases)
+        if types is not None and len(types) > 1:
+            leases = self._sync_first(leases, types)
         per_job_ns = None if types is None else self._admission.quick(types, jobs, self._hold.held_ns)
         if per_job_ns is not None:
             self._hold.add_all(leases, per_job_ns)
@@ -239,6 +241,15 @@ class Fetcher:
         kept = sum(lease.stop - lease.next for lease in leases)
         self._plan(jobs, kept, self._hold.held_ns - held_before_ns)
         return leases
+
+    def _sync_first(self, leases: list[hot.Lease], types: set[bytes]) -> list[hot.Lease]:
+        """A worker without coroutines begins with its synchronous jobs: once it has coroutines, those would
+        have to go back, or to the helper thread."""
+        entries = self._runner.entries
+        apart = {key for key in types if key in entries and entries[key].is_async}
+        if self._runner.active or not apart or apart == types:
+            return leases
+        return sorted(leases, key=lambda lease: lease.next_type() in apart)
 
     def _plan(self, jobs: int, kept: int, predicted_ns: float) -> None:
         """How many jobs to ask for next time.

@@ -126,6 +126,7 @@ class Worker:
         self._hold = Hold(len(settings.lanes) + 1)
         self._slot = hot.Slot(board.memory, layout.slot_offset(view.number))
         self._changed = asyncio.Event()
+        peers = Peers(board, view)
         self.runner = JobRunner(
             registry,
             settings,
@@ -135,9 +136,10 @@ class Worker:
             changed=self._changed.set,
             on_error=on_error,
             tracing=tracing,
+            peers=peers,
         )
         self._settler = Settler(settings, keys, self._slot, view, self._hold)
-        self._suspects = Suspects(view, Peers(board, view), self._hold, self.runner, self._settler)
+        self._suspects = Suspects(view, peers, self._hold, self.runner, self._settler)
         self._fetcher = Fetcher(
             settings,
             keys,

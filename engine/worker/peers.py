@@ -22,6 +22,14 @@ class Peers:
             for slot in self._working()
         )
 
+    def takes_sync(self) -> bool:
+        """Whether one of them could run a synchronous job on its main thread: it has no coroutines."""
+        return any(
+            not slot.get(layout.C_ASYNC)
+            and slot.get(layout.C_PHASE) in (layout.PHASE_IDLE, layout.PHASE_BUSY)
+            for slot in self._working()
+        )
+
     def suspect_at_work(self) -> bool:
         """Whether one of them runs a suspect, or is about to."""
         return any(slot.get(layout.C_SUSPECT) for slot in self._others if _lives(slot))

@@ -19,10 +19,12 @@ from tqe.codec import hot, payload
 from tqe.errors import DamagedFrame, JobCancelled, PayloadTooLarge, SoftTimeLimit
 from tqe.registry import Registry, Task
 from tqe.settings import Settings
+from tqe.worker.admission import PIECES_MAX, even_pieces, laid_out
 from tqe.worker.beside import Beside, Job, Limits
 from tqe.worker.capture import PICKED, Capture, Run
 from tqe.worker.failures import Failures, Outcome, RetryRule, rule_of
 from tqe.worker.hold import Hold
+from tqe.worker.peers import Peers
 from tqe.worker.reporting import FailedAttempt, Hook, Reporter
 
 log = logging.getLogger("tqe.worker")
@@ -92,8 +94,11 @@ class JobRunner:
         changed: Callable[[], None],
         on_error: Sequence[Hook] = (),
         tracing: Tracing | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self._settings = settings
+        self._peers = peers
+        self._handed_ns = 0  # when a synchronous job was last left to another worker
         self._tracing = tracing
         self._spans: dict[tuple[hot.Lease, int], RunSpan] = {}
         self._slot = slot
@@ -164,6 +169,7 @@ class JobRunner:
 
     def run_slice(self, slice_ns: int) -> int:
         """Run ready jobs for about so long; returns a hot.RUN_* code: why it stopped."""
+        self.native.beside_until_ns = 0
         with self._no_loop:
             return self._run_slice(slice_ns)
 
@@ -319,6 +325,8 @@ class JobRunner:
         if self.native.stopped():
             return int(hot.RUN_STOP)
         task = self.tasks.get(lease.next_type())
+        if task is not None and not task.is_async and self.active and self._hand_over(lease):
+            return hot.RUN_ENDED
         if task is not None and not self._has_place(task):
             return hot.RUN_BLOCKED
         if self._slot.room() < layout.ROOM_BYTES:
@@ -340,6 +348,31 @@ class JobRunner:
         else:
             self._start(lease, index, task, stored, options, zstd, picked)
         return int(hot.RUN_FULL if self.full else hot.RUN_ENDED)
+
+    def _hand_over(self, lease: hot.Lease) -> bool:
+        """Leave a synchronous job, and what follows it in its frame, to a worker without coroutines, if there
+        is one: beside coroutines it would run on the helper thread, and share the interpreter with the loop.
+
+        What comes back within a moment nobody else has taken: then it runs here.
+        """
+        now_ns = clock.boottime_ns()
+        if (
+            self._peers is None
+            or now_ns - self._handed_ns < REST_NS
+            or lease.settling
+            or lease.lost
+            or not self._peers.takes_sync()
+        ):
+            return False
+        self._handed_ns = now_ns
+        self._rest_until_ns = now_ns + REST_NS
+        self._ended_at_rest = self.jobs_ended
+        jobs, base = lease.stop - lease.next, lease.next
+        lease.give_back(base)
+        lease.pieces = laid_out(base, even_pieces(jobs, min(PIECES_MAX, jobs)))
+        self._hold.give_way(lease)
+        self._view.add("returned", jobs)
+        return True
 
     def _has_place(self, task: Task[..., Any]) -> bool:
         if task.is_async:

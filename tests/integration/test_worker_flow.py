@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -569,6 +570,7 @@ def test_sync_jobs_beside_coroutines_have_their_limits(rig: Rig) -> None:
 
     @rig.app.task("BESIDE")
     async def beside() -> None:
+        rig.journal("beside")
         while not rig.journal.notes("go"):
             await asyncio.sleep(0.01)
 
@@ -584,10 +586,66 @@ def test_sync_jobs_beside_coroutines_have_their_limits(rig: Rig) -> None:
 
     rig.worker()
     rig.submit("BESIDE")
+    wait_until(lambda: rig.journal.notes("beside"), 5)
     late, good = rig.submit("SLOW", {"n": 1}), [rig.submit("FINE", {"n": n}) for n in range(20)]
     assert [handle.result(timeout=5) for handle in good] == list(range(20))
     wait_until(lambda: late.status() == "dead", 5)
     assert rig.told(late)["error"]["reason"] == "timeout"
+    rig.journal("go")
+    rig.wait_ended()
+    finish(rig)
+
+
+def both_kinds(rig: Rig) -> None:
+    """A coroutine that lasts until "go", and a sync job; each tells its process, the latter its thread."""
+
+    @rig.app.task("HOLD")
+    async def hold() -> None:
+        rig.journal("hold", 0)
+        while not rig.journal.notes("go"):
+            await asyncio.sleep(0.005)
+
+    @rig.app.task("SYNC")
+    def sync() -> None:
+        rig.journal("sync", threading.current_thread() is threading.main_thread())
+
+
+def test_a_sync_job_that_meets_coroutines_goes_to_a_worker_without(rig: Rig) -> None:
+    both_kinds(rig)
+    rig.worker()
+    rig.worker()
+    wait_until(lambda: all(one.view.get(layout.C_PHASE) == layout.PHASE_IDLE for one in rig.workers), 5)
+    mixed = rig.client.submit_many([("HOLD", {}), ("SYNC", {})])  # one frame: one worker gets both
+    rig.ids += [handle.id for handle in mixed]
+    wait_until(lambda: rig.journal.notes("sync"), 10)
+    (held,), (ran,) = rig.journal.notes("hold"), rig.journal.notes("sync")
+    assert held.pid != ran.pid and ran.words == ("sync", True)
+    rig.journal("go")
+    rig.wait_ended()
+    finish(rig)
+
+
+def test_a_sync_job_that_meets_coroutines_everywhere_runs_on_the_helper(rig: Rig) -> None:
+    both_kinds(rig)
+    rig.worker()
+    mixed = rig.client.submit_many([("HOLD", {}), ("SYNC", {})])
+    rig.ids += [handle.id for handle in mixed]
+    wait_until(lambda: rig.journal.notes("sync"), 10)
+    (held,), (ran,) = rig.journal.notes("hold"), rig.journal.notes("sync")
+    assert held.pid == ran.pid and ran.words == ("sync", False)
+    rig.journal("go")
+    rig.wait_ended()
+    finish(rig)
+
+
+def test_a_worker_without_coroutines_begins_with_its_sync_jobs(rig: Rig) -> None:
+    """Else the first coroutine sends them all to others, or to the helper thread."""
+    both_kinds(rig)
+    rig.submit("HOLD")
+    rig.submit("SYNC")
+    rig.worker()
+    wait_until(lambda: rig.journal.notes("sync") and rig.journal.notes("hold"), 10)
+    assert [note.words for note in rig.journal.notes()] == [("sync", True), ("hold", 0)]
     rig.journal("go")
     rig.wait_ended()
     finish(rig)

@@ -9,11 +9,14 @@ import pytest
 
 from bench import counts
 from bench.ordering import made, replay
+from bench import counts, marks
 from bench.peers import peers, table
 from bench.rest import table as rest_table
+from tqe.bench import suite
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULT = ROOT / "bench" / "results" / "peers.json"
+OWN_RESULT = ROOT / "bench" / "results" / "tqe.json"
 
 
 def result(**more: Any) -> dict[str, Any]:
@@ -77,6 +80,45 @@ def test_only_what_stands_between_the_marks_is_replaced() -> None:
 def test_the_readme_says_what_the_committed_result_says() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert table.put(table.tables(json.loads(RESULT.read_text("utf-8"))), readme) == readme
+
+
+def test_each_mark_has_a_scenario_that_measures_it() -> None:
+    for words, scenario, name in marks.MARKS:
+        figures = {figure.name: figure for figure in suite.SCENARIOS[scenario].figures}
+        assert figures[name].mark is not None and figures[name].stretch is not None, words
+
+
+def test_the_table_of_marks_says_what_was_measured_met_and_missed() -> None:
+    figure = {"median": 900_000.0, "min": 1.5, "max": 2.5, "unit": "jobs/s", "mark": 5.0, "stretch": 9.0}
+    told = marks.table(
+        {
+            "taken": "2030-01-02T03:04:05+00:00",
+            "machine": {"cpu": "a CPU", "cores": 2},
+            "versions": {"kernel": "6", "redis_server": "7", "python": "3.11"},
+            "runs": 5,
+            "verdict": "noisy",
+            "noise": ["it was loud"],
+            "scenarios": {
+                "drain": {"figures": {"rate": {**figure, "met": True}}},
+                "singles": {"figures": {"rate": {**figure, "met": False}}},
+            },
+        }
+    )
+    assert "**noisy**" in told and "Noise: it was loud." in told
+    assert "900,000 (1.5 to 2.5) | jobs/s | 5 | 9 | met |" in told
+    assert told.count("**missed**") == 1 and told.count("not measured") == len(marks.MARKS) - 2
+
+
+@pytest.mark.skipif(not OWN_RESULT.exists(), reason="no result of tqe bench is committed")
+def test_the_page_on_performance_says_what_the_committed_result_says() -> None:
+    page = (ROOT / "docs" / "PERFORMANCE.md").read_text("utf-8")
+    found = marks.table(json.loads(OWN_RESULT.read_text("utf-8")))
+    assert table.put(found, page, marks.BEGIN, marks.END) == page
+
+
+def test_the_tables_have_their_places() -> None:
+    table.put("", (ROOT / "README.md").read_text("utf-8"))
+    table.put("", (ROOT / "docs" / "PERFORMANCE.md").read_text("utf-8"), marks.BEGIN, marks.END)
 
 
 @pytest.mark.parametrize("peer", peers.load().values(), ids=lambda peer: peer.name)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import random
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -912,6 +913,88 @@ def test_synchronous_jobs_beside_coroutines_are_left_to_python(rig: Rig) -> None
     end(beside.spawned[0])
     assert beside.changes == 1  # nothing runs beside others any more
     assert run_all(runner, lease) == (hot.RUN_ENDED, 1, 2)
+
+
+def beside_a_coroutine(rig: Rig, sync: Callable[[], None]) -> tuple[hot.Runner, hot.Entry]:
+    """A runner with one coroutine under way, and the task SYNC, known to be short."""
+
+    async def task() -> None:
+        await Parked()
+
+    rig.task(task, "ASYNC")
+    entry = rig.task(sync, "SYNC")
+    runner = rig.runner()
+    Beside(runner)
+    run_all(runner, rig.lease([job("ASYNC")]))
+    entry.timed(100, 100 * 1_000)
+    return runner, entry
+
+
+def test_a_short_synchronous_job_runs_between_the_steps_of_coroutines(rig: Rig) -> None:
+    runner, entry = beside_a_coroutine(rig, lambda: None)
+    lease = rig.lease([job("SYNC")] * 3, number=2)
+    assert run_all(runner, lease) == (hot.RUN_ENDED, 1, 3)
+    assert rig.states(lease) == str(layout.JOB_DONE) * 3
+    # Each was timed by itself, so that one long one is seen.
+    assert entry.seen == 103
+
+
+@pytest.mark.parametrize(
+    ("jobs", "long", "short"), [(99, 0, False), (100, 0, True), (100, 5, True), (100, 6, False)]
+)
+def test_short_is_what_nearly_always_took_less_than_a_millisecond(
+    rig: Rig, jobs: int, long: int, short: bool
+) -> None:
+    """At most one in twenty of the last hundred: one slow request in ten would hold up two hundred timers."""
+    entry = rig.task(lambda: None)
+    rig.runner()
+    for number in range(jobs):
+        entry.timed(1, 1_100_000 if number < long else 1_000)
+    assert entry.short() is short
+
+
+def test_a_type_that_has_become_long_is_not_short_any_more(rig: Rig) -> None:
+    entry = rig.task(lambda: None)
+    rig.runner()
+    entry.timed(10_000, 10_000 * 1_000)
+    assert entry.short()
+    for _ in range(6):
+        entry.timed(1, 1_100_000)
+    assert not entry.short()
+
+
+def test_what_others_have_measured_as_long_is_not_short(rig: Rig) -> None:
+    entry = rig.task(lambda: None)
+    entry.mean_ns, entry.seen = 2e6, 1_000
+    assert not entry.short()
+    entry.mean_ns = 1e5
+    assert entry.short()
+
+
+def test_short_jobs_leave_the_loop_its_turn(rig: Rig) -> None:
+    """After two milliseconds of them the timers of coroutines come first, whatever still waits."""
+
+    def slow() -> None:
+        end = time.monotonic() + 0.0025
+        while time.monotonic() < end:
+            pass
+
+    runner, entry = beside_a_coroutine(rig, slow)
+    lease = rig.lease([job("SYNC")] * 3, number=2)
+    assert run_all(runner, lease) == (hot.RUN_TIME, 0, 1)
+    entry.mean_ns = 1e3  # whatever this machine did meanwhile, the type counts as short
+    assert run_all(runner, lease) == (hot.RUN_TIME, 0, 0)  # still the same turn
+    runner.beside_until_ns = 0
+    assert run_all(runner, lease) == (hot.RUN_TIME, 0, 1)
+
+
+def test_what_is_done_around_jobs_can_be_rehearsed(rig: Rig) -> None:
+    entry = rig.task(lambda: None)
+    runner, lease = rig.runner(), rig.lease(3)
+    step = rig.word(layout.C_STEP)
+    assert runner.rehearse(lease, entry, 64) == 64
+    assert rig.word(layout.C_STEP) == step + 64 and rig.word(layout.C_IN_USER) == 0
+    assert entry.seen == 64 and rig.states(lease) == str(layout.JOB_DONE) * 3
 
 
 def test_other_jobs_beside_count_for_the_slots(rig: Rig) -> None:
