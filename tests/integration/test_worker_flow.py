@@ -617,7 +617,7 @@ def test_a_sync_job_that_meets_coroutines_goes_to_a_worker_without(rig: Rig) -> 
     wait_until(lambda: all(one.view.get(layout.C_PHASE) == layout.PHASE_IDLE for one in rig.workers), 5)
     mixed = rig.client.submit_many([("HOLD", {}), ("SYNC", {})])  # one frame: one worker gets both
     rig.ids += [handle.id for handle in mixed]
-    wait_until(lambda: rig.journal.notes("sync"), 10)
+    wait_until(lambda: rig.journal.notes("sync") and rig.journal.notes("hold"), 10)
     (held,), (ran,) = rig.journal.notes("hold"), rig.journal.notes("sync")
     assert held.pid != ran.pid and ran.words == ("sync", True)
     rig.journal("go")
@@ -630,7 +630,7 @@ def test_a_sync_job_that_meets_coroutines_everywhere_runs_on_the_helper(rig: Rig
     rig.worker()
     mixed = rig.client.submit_many([("HOLD", {}), ("SYNC", {})])
     rig.ids += [handle.id for handle in mixed]
-    wait_until(lambda: rig.journal.notes("sync"), 10)
+    wait_until(lambda: rig.journal.notes("sync") and rig.journal.notes("hold"), 10)
     (held,), (ran,) = rig.journal.notes("hold"), rig.journal.notes("sync")
     assert held.pid == ran.pid and ran.words == ("sync", False)
     rig.journal("go")

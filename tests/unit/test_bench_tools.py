@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench import counts
-from bench.ordering import made, replay
 from bench import counts, marks
+from bench.ordering import made, replay
 from bench.peers import peers, table
 from bench.rest import table as rest_table
 from tqe.bench import suite
