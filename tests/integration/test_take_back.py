@@ -130,9 +130,9 @@ def define(rig: Rig) -> None:
         return n
 
 
-def thought_short(rig: Rig) -> None:
+def thought_short(rig: Rig, jobs: int = 100) -> None:
     """Run some, so that a worker thinks that it may hold many of them."""
-    rig.frame("JOB", [{"n": -1, "ms": 0.1} for _ in range(100)])
+    rig.frame("JOB", [{"n": -1, "ms": 0.1} for _ in range(jobs)])
     rig.wait_ended()
 
 
@@ -149,10 +149,12 @@ def finish(rig: Rig) -> None:
 
 @pytest.mark.parametrize("drain", [False, True], ids=["goes on", "drains"])
 def test_jobs_behind_a_long_one_run_elsewhere_while_it_runs(rig_of: Callable[..., Rig], drain: bool) -> None:
-    rig = rig_of(quantum_us=6_000_000)  # the first one keeps all, however slow this machine is
+    # However slow this machine is: of ten the first one keeps eight, and the other two are still to be given
+    # back when the long one begins, which takes longer than a slice (100 ms).
+    rig = rig_of(quantum_us=200_000)
     define(rig)
     first = rig.worker()
-    thought_short(rig)
+    thought_short(rig, 20)
     handles = rig.frame("JOB", [{"n": n, "ms": -1 if n == 2 else 0.1} for n in range(10)])
     wait_until(lambda: 2 in began(rig), 10, "the long one runs")
     second = rig.worker()
