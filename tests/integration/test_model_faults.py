@@ -40,10 +40,13 @@ APP = """
 import os, signal, time
 from pathlib import Path
 from tqe import App
+from tqe.ml import score as scoring
 from tqe.ml.score import Booster, Scorer
 
 app = App()
 here = Path(__file__).parent
+if (here / "patient").exists():
+    scoring.SLOW_BATCHES_MAX = 10**9
 predict, score = Booster.predict, Scorer.score
 
 def slow(self, flat, rows):
@@ -398,6 +401,8 @@ def test_a_poisoned_model_gives_way_to_the_mean_and_then_to_fifo(scene: Scene, g
     rows, ratios = model.reference(walk.rows[split.gate :], booster, walk.columns)
     rows = [[None if v != v else v for v in row] for row in rows]
     poisoned = other(good, 1, text, reference_rows=rows, reference_ratios=ratios, floor=0.3)
+    # On a busy machine the breaker would open first, and leave the watch nothing of the model to judge.
+    scene.flag("patient")
     scene.start(good=poisoned)
     scene.work_until(lambda: scene.state().rung != "model", "the watch lowers it")
     assert "now by" in scene.says("now by")
