@@ -190,6 +190,10 @@ class Worker:
         self._view.set(layout.C_BEAT, clock.boottime_ns())
         # Before anything is looked at: whatever changes from here on ends the wait at the end of the turn.
         self._changed.clear()
+        if self._fetcher.trouble:
+            # Before a reply is read: a settle may be refused since the steward has split its lease, and what
+            # is left of that is ours. Forgotten here, it would come as news, and run again.
+            await self._take_over()
         if self._predicts and self._board.get(layout.H_MODEL) != self._model_seen:
             await self._learn_order()
         try:

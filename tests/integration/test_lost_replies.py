@@ -20,6 +20,7 @@ import pytest
 
 from tests.chaos.proxy import HANG, RESET, Command, Match, Proxy, Rule, runs
 from tests.support.fake_clock import FakeClock
+from tests.support.predictors import Told, set_order
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.worker import Rig, WorkerProcess
@@ -697,3 +698,40 @@ def test_a_storm_of_frozen_workers(rig_of: Callable[..., Rig], proxy: Proxy, see
     wait_until(lambda: sum(rig.stats().get(name, 0) for name in ("completed", "dead")) >= 1_000, 20)
     check(rig, Expected(None, {"completed": 1_000}), *workers, ghosts=True)
     assert rig.journal.count("began").keys() == set(range(1_000))
+
+
+# ------------------------------------------------------------------ behind a long job
+
+
+def test_what_was_split_before_a_late_settle_is_not_run_again(rig: Rig, proxy: Proxy) -> None:
+    """A worker gives back what stands behind a job that turns out long, and Redis hears of it only after the
+    steward has taken the same back: the settle is refused, and what it had run is still its own to tell."""
+
+    @rig.app.task("JOB")
+    def job(n: int, ms: float) -> int:
+        rig.journal("began", n)
+        if ms < 0:
+            wait_until(lambda: (rig.folder / "go").exists(), 20, "the long one may end")
+        else:
+            time.sleep(ms / 1000)
+        return n
+
+    rig.predictor = Told()
+    first = rig.worker(url=proxy.url)
+    rig.frame("JOB", [{"n": -1, "ms": 10}])  # from now on it keeps one at a time
+    rig.wait_ended()
+    late = proxy.delay(settles("k", "r"), 1.5)
+    handles = rig.frame("JOB", [{"n": n, "ms": -1 if n == 0 else 1} for n in range(10)])
+    assert late.fired.wait(10)
+    wait_until(lambda: rig.journal.count("began")[0], 10, "the long one runs")
+    second = rig.worker()
+    rig.steward()
+    wait_until(lambda: len(rig.journal.count("began")) == 11, 10, "the others run beside it")
+    assert late.applied.wait(10)
+    set_order(rig, {"normal": "fifo"})  # read before all else, and so the replies that have come
+    (rig.folder / "go").touch()
+    rig.wait_ended()
+    assert [handle.result(timeout=5) for handle in handles] == list(range(10))
+    assert first.drain() == second.drain() == 0
+    assert rig.books().problems() == []
+    assert rig.journal.count("began") == Counter(range(-1, 10)), "each once"
