@@ -57,6 +57,7 @@ HOST_COUNTERS: Final = (
     "cron_skipped",
     "scaled_up",
     "scaled_down",
+    "taken_back",
 )
 
 SLOTS_MAX: Final = (HEADER_BYTES - H_RECOVERY) // RECOVERY_BYTES

@@ -8,7 +8,7 @@ from datetime import datetime
 import click
 
 from tqe.cli.options import json_option, with_settings
-from tqe.cli.output import duration, emit, facts, moment, show, shown
+from tqe.cli.output import about, duration, emit, facts, moment, show, shown
 from tqe.client import Client
 from tqe.job import JobStatus, split_job_id
 from tqe.settings import Settings
@@ -71,17 +71,13 @@ def _rows(found: JobStatus, expected: Forecast) -> list[tuple[str, str | None]]:
         ("lane", found.lane),
         ("attempts", str(found.attempts) if found.status != "unknown" else None),
         ("submitted", moment(found.submitted_at)),
-        ("starts in about", _about(expected.predicted_wait_ms)),
+        ("starts in about", about(expected.predicted_wait_ms)),
         ("started", moment(found.started_at)),
-        ("runs for about", _about(expected.predicted_ms)),
+        ("runs for about", about(expected.predicted_ms)),
         ("finished", _finished(found.started_at, found.finished_at)),
         ("result", _as_text(found.result) if found.status == "completed" else None),
         ("error", shown(found.error) if found.error else None),
     ]
-
-
-def _about(ms: int | None) -> str | None:
-    return None if ms is None else duration(ms / 1000)
 
 
 def _finished(started: datetime | None, finished: datetime | None) -> str | None:

@@ -104,6 +104,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
 
 
+def about(ms: int | None) -> str | None:
+    """A predicted span for people, None where nothing is predicted."""
+    return None if ms is None else duration(ms / 1000)
+
+
 def moment(time: datetime | None) -> str | None:
     """A time as people of this place read it, and how long ago it is."""
     if time is None:

@@ -18,12 +18,13 @@ import click
 from tqe import settings as settings_module
 from tqe.app import load_app
 from tqe.cli.options import json_option, where_options
-from tqe.cli.output import emit, err, number, shown
-from tqe.client import Client, submission_from_json
+from tqe.cli.output import about, emit, err, number, shown
+from tqe.client import Client, JobHandle, submission_from_json
 from tqe.codec.payload import parse_json
 from tqe.errors import PartialSubmit, PayloadTooLarge, ResultTimeout, SubmitError, TQEError
 from tqe.registry import Registry
 from tqe.settings import Settings
+from tqe.store.forecast import Forecast
 
 LINES_AT_ONCE: Final = 10_000  # bounds what is remembered of a stream of any length
 SHOWN_MAX: Final = 20  # bad lines that people are shown
@@ -53,6 +54,7 @@ _WAIT_FOREVER: Final = math.inf
     metavar="[SECONDS]",
     help="Wait for the result and print it; --wait=5 gives up after 5 s.",
 )
+@click.option("--predict", is_flag=True, help="Tell how long it will wait and run, by measured means.")
 @click.option("--app", metavar="MODULE:APP", help="Check types and arguments as this App has them.")
 @json_option
 @where_options
@@ -70,6 +72,7 @@ def submit(
     max_retries: int | None,
     expires: float | None,
     wait: float | None,
+    predict: bool,
     app: str | None,
     as_json: bool,
     redis_url: str | None,
@@ -88,13 +91,14 @@ def submit(
       tqe submit EMAIL '{"to": "a@example.com"}' --priority high --delay 60
       tqe submit EMAIL - --idempotency-key order-17 < payload.json
       tqe submit ADD '{"a": 1, "b": 2}' --wait=10
+      tqe submit ADD '{"a": 1, "b": 2}' --predict --json | jq .predicted_wait_ms
       tqe submit --file jobs.ndjson
       zcat jobs.ndjson.gz | tqe submit --file -
     """
     if (source is None) == (type_name is None):
         raise click.UsageError("give the TYPE of a job, or --file with many")
-    if source is not None and (wait is not None or idempotency_key is not None):
-        raise click.UsageError("--wait and --idempotency-key belong to a single job, not to a file")
+    if source is not None and (wait is not None or idempotency_key is not None or predict):
+        raise click.UsageError("--wait, --predict and --idempotency-key are for a single job, not for a file")
     where = {"redis_url": redis_url, "namespace": namespace, "data_dir": data_dir}
     options = {
         "priority": priority,
@@ -110,7 +114,12 @@ def submit(
     with Client(settings, registry=registry) as client:
         if type_name is not None:
             body = _payload(payload, settings)
-            _submit_one(client, type_name, body, options, wait=wait, as_json=as_json)
+            handle = client.submit(type_name, body, **options)
+            expected = handle.forecast() if predict else None
+            if wait is None:
+                _tell(handle, expected, as_json=as_json)
+            else:
+                _await(handle, expected, wait, as_json=as_json)
         elif source is not None and not _submit_stream(client, source, options, as_json=as_json):
             ctx.exit(1)
 
@@ -146,37 +155,40 @@ def _payload(text: str | None, settings: Settings) -> dict[str, Any]:
     return parse_json(raw, payload_max_bytes=limit + _LINE_EXTRA_BYTES)
 
 
-def _submit_one(
-    client: Client,
-    type_name: str,
-    payload: Mapping[str, Any],
-    options: Mapping[str, Any],
-    *,
-    wait: float | None,
-    as_json: bool,
-) -> None:
-    handle = client.submit(type_name, payload, **options)
-    if wait is None:
-        if as_json:
-            emit({"id": handle.id, "created": handle.created})
-        else:
-            click.echo(handle.id)
-            if not handle.created:
-                click.echo("this is the job that holds the idempotency key; no new one was created", err=True)
+def _tell(handle: JobHandle, expected: Forecast | None, *, as_json: bool) -> None:
+    if as_json:
+        emit(_answer(handle, expected))
         return
+    click.echo(handle.id)
+    _foretell(expected)
+    if not handle.created:
+        click.echo("this is the job that holds the idempotency key; no new one was created", err=True)
+
+
+def _await(handle: JobHandle, expected: Forecast | None, wait: float, *, as_json: bool) -> None:
     if not as_json:
         click.echo(handle.id, err=True)
+        _foretell(expected)
     try:
         result = handle.result(None if wait == _WAIT_FOREVER else wait)
     except TQEError as e:
         if as_json:
             status = "timeout" if isinstance(e, ResultTimeout) else handle.status()
-            emit({"id": handle.id, "created": handle.created, "status": status, "error": str(e)})
+            emit(_answer(handle, expected) | {"status": status, "error": str(e)})
         raise
-    if as_json:
-        emit({"id": handle.id, "created": handle.created, "status": "completed", "result": result})
-    else:
-        emit(result)
+    emit(_answer(handle, expected) | {"status": "completed", "result": result} if as_json else result)
+
+
+def _answer(handle: JobHandle, expected: Forecast | None) -> dict[str, Any]:
+    told = {"id": handle.id, "created": handle.created}
+    return told if expected is None else told | expected.as_dict()
+
+
+def _foretell(expected: Forecast | None) -> None:
+    """For people, beside the output: that is the id or the result alone."""
+    if expected is not None:
+        wait, run = about(expected.predicted_wait_ms), about(expected.predicted_ms)
+        click.echo(f"starts in about {wait or '?'}, runs for about {run or '?'}", err=True)
 
 
 # ------------------------------------------------------------------ many jobs

@@ -125,6 +125,7 @@ class TakeBack:
             dlq_max=settings.dlq_max,
             recovered=False,
         )
+        context.count("taken_back", settled.applied)
         worker = slot.get(layout.C_NUMBER)
         _log.info(f"worker {worker} is held up: {settled.applied} leases behind its job go to others")
         return settled.applied

@@ -82,6 +82,7 @@ HOST_TOTALS: Final[Mapping[str, tuple[str, str]]] = {
     "cron_skipped": ("cron_skipped", "Slots of schedules that were let go: missed, or still busy."),
     "scaled_up": ("autoscale_workers_added", "Workers that autoscaling has asked for."),
     "scaled_down": ("autoscale_workers_removed", "Workers that autoscaling has let go."),
+    "taken_back": ("leases_taken_back", "Leases taken back from behind a job that runs for long."),
 }
 
 

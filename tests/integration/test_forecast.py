@@ -90,3 +90,14 @@ def test_tqe_job_shows_it(redis_server: RedisServer, tmp_path: Path, measured: r
     told = cli.json("job", name)
     assert (told["predicted_ms"], told["predicted_wait_ms"]) == (None, None)
     assert "about" not in cli("job", name).stdout
+
+
+def test_tqe_submit_tells_it_when_asked(redis_server: RedisServer, measured: redis.Redis) -> None:
+    cli = Cli({"TQE_REDIS_URL": redis_server.url})
+    told = cli.json("submit", "LONG", "--predict")
+    assert (told["predicted_ms"], told["predicted_wait_ms"]) == (3_000, 1_500)
+    assert cli.json("submit", "NEW", "--predict")["predicted_ms"] is None
+    assert set(cli.json("submit", "LONG")) == {"id", "created"}
+    said = cli("submit", "LONG", "--predict")
+    assert said.stdout.count("\n") == 1, "the id alone: scripts read it"
+    assert "runs for about 3.0 s" in said.stderr

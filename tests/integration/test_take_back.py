@@ -57,6 +57,7 @@ def test_what_was_not_started_goes_back_and_what_runs_is_kept(scene: Scene) -> N
     assert worker.view.get(layout.C_STOP) == layout.STOP_RESYNC and worker.view.get(layout.C_TAKEN)
     assert scene.in_flight() == {NAME: ["1.0.5", "2.0.3"]}, "not before the job was seen again"
     assert look(scene, duty, after_ms=PAUSE_MS) == TakeBackReport(taken=((0, 2),))
+    assert scene.board.counted()["taken_back"] == 2
     assert scene.in_flight() == {NAME: ["1.0.2"]}, "what has ended is for the worker to tell"
     assert sorted(scene.sorted()) == ["1.2.3", "2.0.3"]
     assert scene.snapshot(1) == "Q" and scene.stats() == {}
