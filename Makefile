@@ -44,6 +44,7 @@ $(VENV)/.built: $(VENV)/.deps $(VENV)/.tree setup.py $(CYTHON)
 
 demo: install
 	$(BIN)/tqe demo
+	@echo 'For these commands, first: . $(BIN)/activate'
 
 # BENCH_ARGS="drain singles --runs 7 --json FILE"
 bench: install

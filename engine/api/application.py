@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tqe import __version__
-from tqe.api import openapi, page
+from tqe.api import openapi, page, reference
 from tqe.api.endpoints import ENDPOINTS, Endpoint
 from tqe.api.problems import Problem, of_error
 from tqe.api.service import Service
@@ -28,7 +28,8 @@ _log = logs.get("api")
 
 def build(service: Service) -> Starlette:
     """The application of one server process."""
-    described = msgspec.json.encode(openapi.document(ENDPOINTS, version=__version__))
+    document = openapi.document(ENDPOINTS, version=__version__)
+    described, shown = msgspec.json.encode(document), reference.page(document)
 
     async def openapi_document(request: Request) -> Response:
         return Response(described, media_type="application/json")
@@ -37,7 +38,7 @@ def build(service: Service) -> Starlette:
     for endpoint in ENDPOINTS:
         by_path.setdefault(endpoint.path, {})[endpoint.method] = _handler(service, endpoint)
     routes = [_route(path, handlers) for path, handlers in by_path.items()]
-    routes += [Route("/openapi.json", openapi_document), *page.routes()]
+    routes += [Route("/openapi.json", openapi_document), page.route("/docs", shown), *page.routes()]
     return Starlette(
         routes=routes,
         lifespan=service.running,
@@ -103,7 +104,11 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     texts: dict[int, tuple[str, str, str]] = {
         404: ("not-found", "Not found", "there is no such path; /openapi.json lists those that there are"),
-        405: ("method-not-allowed", "The path does not take this method", f"not {request.method} here"),
+        405: (
+            "method-not-allowed",
+            "The path does not take this method",
+            f"not {request.method} here, but {(error.headers or {}).get('Allow', 'others')}",
+        ),
     }
     name, title, detail = texts.get(error.status_code, ("http-error", "The request failed", error.detail))
     return Problem(error.status_code, name, title, detail).response(error.headers)

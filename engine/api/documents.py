@@ -38,8 +38,13 @@ def queues_document(pulse: Pulse, status: QueueStatus, oldest: dict[str, int]) -
         "parkedFrames": status.parked_frames,
         "submittedPerS": round(pulse.submitted_per_s, 1),
         "endedPerS": round(pulse.rate_per_s, 1),
-        "totals": dict(status.totals),
+        "totals": {_camel(name): count for name, count in status.totals.items()},
     }
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
 
 
 def worker_document(worker: WorkerStatus) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Owns the dashboard's files: what is served for each, and what a browser may do with the page."""
+"""Owns the files of the pages: what is served for each, and what a browser may do with them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ def routes() -> list[Route]:
     found = []
     for file in sorted(resources.files("tqe.api").joinpath("assets").iterdir(), key=lambda one: one.name):
         path = "/" if file.name == "index.html" else f"/assets/{file.name}"
-        found.append(_route(path, file.read_bytes(), _TYPES[file.name.rpartition(".")[2]]))
+        found.append(route(path, file.read_bytes(), file.name.rpartition(".")[2]))
     return found
 
 
-def _route(path: str, content: bytes, media_type: str) -> Route:
+def route(path: str, content: bytes, kind: str = "html") -> Route:
+    """One file, which a browser may use as the policy says."""
+
     async def serve(request: Request) -> Response:
-        return Response(content, headers=_HEADERS, media_type=media_type)
+        return Response(content, headers=_HEADERS, media_type=_TYPES[kind])
 
     return Route(path, serve)

@@ -15,7 +15,7 @@ class JobRequest(Struct, rename="camel", omit_defaults=True):
         dict[str, Any] | str, Meta(description="The task's arguments: an object, or the same as a JSON text.")
     ] = {}
     priority: Annotated[str | None, Meta(description="The lane, in any case: HIGH, normal, …")] = None
-    idempotency_key: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     delay: Annotated[float, Meta(ge=0, description="Seconds until it may run.")] | None = None
     run_at: Annotated[
         str | float | None, Meta(description="ISO 8601 with a zone, or seconds since 1970; not with delay.")

@@ -107,7 +107,8 @@ def submissions_from_lines(lines: list[bytes], *, payload_max_bytes: int) -> lis
 def _submission(body: dict[str, Any], payload_max_bytes: int) -> Submission:
     type_name, payload = body.pop("type", None), body.pop("payload", {})
     if not isinstance(type_name, str):
-        raise InvalidPayload('"type" is missing: it names the task')
+        fault = "missing" if type_name is None else "no text"
+        raise InvalidPayload(f'"type" is {fault}: it names the task')
     if isinstance(payload, str):  # JSON within JSON, as some producers send it
         payload = codec_payload.parse_json(payload, payload_max_bytes=payload_max_bytes)
     if not isinstance(payload, dict):

@@ -62,7 +62,8 @@ def decide(load: Load, bounds: Bounds, before: Decision, now_s: float) -> Decisi
     backlog_s = load.backlog_s * part
     need = math.ceil(backlog_s / bounds.target_s)
     have = before.workers
-    waits = f"{backlog_s:.3g} s of work wait, and are to be finished in {bounds.target_s:g} s"
+    work = f"{backlog_s:,.0f}" if backlog_s >= 100 else f"{backlog_s:.3g}"
+    waits = f"{work} s of work wait, and are to be finished in {bounds.target_s:g} s"
     if min(need, bounds.most) > have:
         capped = f", which takes {need}" if need > bounds.most else ""
         return Decision(min(need, bounds.most), "most" if capped else "backlog", f"{waits}{capped}")

@@ -1,5 +1,6 @@
 """The REST API as other languages use it: a real server process, a real Redis, real HTTP."""
 
+import re
 import signal
 import socket
 import time
@@ -15,6 +16,7 @@ from tests.support.hands import Hands
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.web import Answer, ServeIt, Web, read_to_end
+from tqe.formats import IDEMPOTENCY_KEY_BYTES_MAX
 
 APP = """
 from tqe import App
@@ -89,6 +91,7 @@ def test_delayed_jobs_are_scheduled(web: Web) -> None:
         (b"\xff\xfe", 400, "invalid-body", "JSON"),
         (b'{"type": "A", "type": "B"}', 400, "invalid-body", "of the body"),
         ({"payload": {}}, 400, "invalid-body", '"type" is missing'),
+        ({"type": 5}, 400, "invalid-body", '"type" is no text'),
         ({"type": "A B"}, 400, "invalid-body", "no type"),
         ({"type": "A", "payload": []}, 400, "invalid-body", "object"),
         ({"type": "A", "payload": "[1]"}, 400, "invalid-body", "object"),
@@ -180,7 +183,7 @@ def test_what_is_not_there_is_not_found(web: Web) -> None:
         web("DELETE", f"/api/v1/jobs/{name}").problem(404, "not-found")
     web.get("/api/v2").problem(404, "not-found")
     told = web("PATCH", "/api/v1/jobs")
-    told.problem(405, "method-not-allowed")
+    assert told.problem(405, "method-not-allowed")["detail"] == "not PATCH here, but POST"
     assert told.headers["allow"] == "POST"
     allowed = web("PATCH", "/api/v1/jobs/x").headers["allow"]
     assert set(allowed.split(", ")) == {"GET", "HEAD", "DELETE"}, "all methods of the path"
@@ -209,6 +212,18 @@ def test_probes_and_the_document(web: Web) -> None:
     assert "JobRequest" in document["components"]["schemas"]
     assert told.headers["x-content-type-options"] == "nosniff"
     assert "server" not in told.headers
+
+
+def test_the_document_as_a_page(web: Web) -> None:
+    document, told = web.get("/openapi.json").json, web.get("/docs")
+    text = told.body.decode()
+    for path, methods in document["paths"].items():
+        assert all(f"<h2>{method.upper()} {path}</h2>" in text for method in methods)
+    for name in set(re.findall(r'href="#(\w+)"', text)):
+        assert f'id="{name}"' in text, "each type that is named can be looked up"
+    assert "script" not in text and "script-src 'self'" in told.headers["content-security-policy"]
+    longest = document["components"]["schemas"]["JobRequest"]["properties"]["idempotencyKey"]
+    assert {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_BYTES_MAX} in longest["anyOf"]
 
 
 def test_a_redis_that_is_gone_is_no_error_of_ours(

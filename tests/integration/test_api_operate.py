@@ -40,6 +40,7 @@ def test_lanes_and_totals(web: Web) -> None:
     assert [lane["queued"] for lane in told["queues"]] == [1, 0, 0]
     assert told["queues"][0]["oldestAgeMs"] >= 0 and told["queues"][1]["oldestAgeMs"] is None
     assert (told["scheduled"], told["dead"], told["totals"]["submitted"]) == (1, 0, 2)
+    assert "dlqDropped" in told["totals"] and not any("_" in name for name in told["totals"])
 
 
 def test_pause_and_resume(web: Web, redis_client: redis.Redis) -> None:

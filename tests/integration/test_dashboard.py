@@ -347,6 +347,13 @@ def test_no_horizontal_scroll_on_small_screens(open_page: Open, engine: Web, wid
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+@pytest.mark.parametrize("width", [1181, 1280, 1441])
+def test_what_a_lane_lets_one_do_is_not_cut_off(open_page: Open, engine: Web, width: int) -> None:
+    page = open_page(viewport={"width": width, "height": 900})
+    expect(page.locator("#lanes tbody tr")).to_have_count(3)
+    assert page.eval_on_selector("#lanes .scroll", "e => e.scrollWidth - e.clientWidth") == 0
+
+
 def test_the_keyboard_reaches_what_can_be_done(page: Page) -> None:
     expect(page.locator("#schedules-rows tr")).to_have_count(1)
     reached: list[str] = []
