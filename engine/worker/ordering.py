@@ -37,6 +37,8 @@ BATCH_NS_MAX: Final = 50_000_000
 BAD_BATCHES_MAX: Final = 3
 BREAK_NS: Final = 60_000_000_000
 _lane_of: Final = itemgetter(slice(79, 95))  # of a frame, padded with spaces
+_jobs_of: Final = itemgetter(slice(35, 39))  # of a frame, four digits
+_NOT_PLAIN: Final = codec.SCORED | codec.OPTIONS
 REASONS: Final = ("columns", "library", "value", "slow", "error", "load")
 
 
@@ -251,14 +253,20 @@ class Ordering:
         the worker holds nothing, so one job is kept, however long it takes.
         """
         plan = Plan([], {}, [], [])
-        by_lane: dict[str, list[bytes]] = {}
+        by_lane: dict[bytes, list[bytes]] = {}
         for frame in frames:
-            lane = _lane_of(frame).rstrip().decode("ascii", "replace")
-            if self.bounds.get(lane, 0) > 0:
+            lane = _lane_of(frame)
+            if lane in self._ordered:
                 by_lane.setdefault(lane, []).append(frame)
             else:
                 plan.kept.append(frame)
-        for name, own in by_lane.items():
+        for lane, own in by_lane.items():
+            name = lane.rstrip().decode("ascii")
+            if self._short_at_a_glance(own):
+                self._lanes[name].leave(self.time.boottime_ns())
+                self._set_bounds()
+                plan.kept.extend(own)
+                continue
             window = _Window(self, name, own, left.get(name))
             if not window.fill() or not self._worth_it(window):
                 plan.kept.extend(own)
@@ -270,7 +278,9 @@ class Ordering:
     def _worth_it(self, window: _Window) -> bool:
         """Score what is not scored yet; False if the frames had better run as they came."""
         lane = self._lanes[window.lane]
-        if window.unscored and self._tiny(window.unscored):
+        if window.unscored and self._tiny(
+            Counter(job.type.encode("ascii", "replace") for job in window.unscored)
+        ):
             lane.leave(self.time.boottime_ns())
         else:
             if not self._score(window, lane):
@@ -282,14 +292,29 @@ class Ordering:
         self._set_bounds()
         return False
 
-    def _tiny(self, jobs: Sequence[Waiting]) -> bool:
+    def _short_at_a_glance(self, frames: Sequence[bytes]) -> bool:
+        """Whether these are unscored frames of one, of types too short to be ordered. The same judgement as
+        that of a window, at a tenth of its price: a lane of no-op jobs pays for a look every 2 s. What it
+        cannot read at a glance it leaves to the window."""
+        if len(frames) < 2:
+            return False
+        types: Counter[bytes] = Counter()
+        for frame in frames:
+            if len(frame) <= codec.HEADER_BYTES or _jobs_of(frame) != b"0001" or frame[2] & _NOT_PLAIN:
+                return False
+            size = frame[codec.HEADER_BYTES]
+            types[frame[codec.HEADER_BYTES + 1 : codec.HEADER_BYTES + 1 + size]] += 1
+        return self._tiny(types)
+
+    def _tiny(self, jobs: Mapping[bytes, int]) -> bool:
+        """Whether so many jobs of these types take so little time that ordering costs more than it gains."""
         total = 0.0
-        for job in jobs:
-            task = self.tasks.get(job.type.encode("ascii", "replace"))
+        for kind, number in jobs.items():
+            task = self.tasks.get(kind)
             if task is None or task.mean_ns < 0:
                 return False
-            total += task.mean_ns
-        return total < TINY_NS * len(jobs)
+            total += task.mean_ns * number
+        return total < TINY_NS * sum(jobs.values())
 
     def _score(self, window: _Window, lane: _Lane) -> bool:
         jobs = window.unscored
@@ -363,7 +388,7 @@ class Ordering:
         job."""
         if self.predictor is None or not self._loaded or self.time.boottime_ns() < self._closed_until_ns:
             return None, None
-        if self._tiny([job]):
+        if self._tiny({job.type.encode("ascii", "replace"): 1}):
             return None, None
         self._say_scoring()
         try:
