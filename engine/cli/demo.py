@@ -410,7 +410,7 @@ def compare_orders(
         for path, job in zip(paths, jobs, strict=True)
         if job.status != "completed"
     }
-    jobs = demo_order.sample(paths, failed)
+    jobs = demo_order.sample(paths, failed, per_s)
     found = demo_order.compare(client, settings, jobs, per_s=per_s, log=run.log, alive=run.must_live)
     if found is None:
         return

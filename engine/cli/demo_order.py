@@ -28,6 +28,7 @@ from tqe.store.model import DEFAULT_MODE, Mode
 MODES: Final[tuple[Mode, ...]] = ("fifo", "bounded", "sjf")
 LANE: Final = "normal"
 SHARE: Final = 0.2  # of the first part's jobs
+PASS_S: Final = 4.0  # of work at most in a pass, so that the demo stays below a minute
 JOBS_MIN: Final = 400  # below, there is too little to learn from
 BURSTS: Final = 8
 LOAD: Final = 1.3  # bursts come so much faster than they can be worked off: a backlog grows
@@ -63,12 +64,13 @@ class Outcome:
         }
 
 
-def sample(paths: Sequence[str], failed: set[str]) -> list[Job]:
+def sample(paths: Sequence[str], failed: set[str], per_s: float) -> list[Job]:
     """A part of the first part's jobs, in random order; none that fail, since their retries would tell of
-    something else."""
+    something else. `per_s` is what the workers managed in the first part."""
     whole = [path for path in paths if path not in failed]
     draw = random.Random(2)
-    wanted = max(int(len(whole) * SHARE), -(-JOBS_MIN // len(demo_app.TASKS)))
+    most = int(per_s * PASS_S) // len(demo_app.TASKS)
+    wanted = max(min(int(len(whole) * SHARE), most), -(-JOBS_MIN // len(demo_app.TASKS)))
     picked = draw.sample(whole, min(len(whole), wanted))
     jobs: list[Job] = [(task.name, {"path": path}) for task in demo_app.TASKS for path in picked]
     draw.shuffle(jobs)
