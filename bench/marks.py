@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.peers.table import put
+from bench.documents import put, three
 
 BEGIN = "<!-- marks: begin (made by `make marks-table`) -->"
 END = "<!-- marks: end -->"
@@ -68,9 +68,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _shown(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "" if value is None else three(value)
 
 
 def main() -> int:

@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.documents import put, three
+
 BEGIN = "<!-- peers: begin (made by `make peers-table`) -->"
 END = "<!-- peers: end -->"
 OURS = "tqe"
@@ -56,12 +58,12 @@ def _throughput(result: dict[str, Any], procs: int) -> str:
             f"{name} {_version(result, name)}",
             _range(rows, name, "drain_rate", _whole),
             _ratio(rows, name),
-            _one(rows, name, "drain_worker_us", _three),
-            _one(rows, name, "drain_redis_us", _three),
+            _one(rows, name, "drain_worker_us", three),
+            _one(rows, name, "drain_redis_us", three),
             _range(rows, name, "through_rate", _whole),
         ]
         if procs == 1:
-            p50, p99 = (_one(rows, name, key, _three) for key in ("p50_ms", "p99_ms"))
+            p50, p99 = (_one(rows, name, key, three) for key in ("p50_ms", "p99_ms"))
             cells.append(f"{p50} / {p99}")
         table.append("| " + " | ".join(cells) + " |")
     return head + "\n\n" + "\n".join(table)
@@ -81,7 +83,7 @@ def _submission(result: dict[str, Any]) -> str:
             name,
             _range(rows, name, "submit_rate", _whole),
             result["peers"][name]["bulk"],
-            _one(rows, name, "submit_producer_us", _three),
+            _one(rows, name, "submit_producer_us", three),
             _one(rows, name, "bytes_per_job", _whole),
         ]
         table.append("| " + " | ".join(cells) + " |")
@@ -131,25 +133,12 @@ def _ratio(rows: list[Row], name: str) -> str:
     ]
     if name == OURS or not found:
         return ""
-    text = _three(median(found))
-    return text if len(found) == 1 else f"{text} ({_three(min(found))} to {_three(max(found))})"
+    text = three(median(found))
+    return text if len(found) == 1 else f"{text} ({three(min(found))} to {three(max(found))})"
 
 
 def _whole(value: float) -> str:
     return f"{value:,.0f}"
-
-
-def _three(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def put(text: str, into: str, begin: str = BEGIN, end: str = END) -> str:
-    """The document with what stands between the marks replaced."""
-    if begin not in into or end not in into:
-        raise SystemExit(f"the document lacks the marks {begin} and {end}")
-    before, _, rest = into.partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def main() -> int:
@@ -161,7 +150,7 @@ def main() -> int:
     if options.write is None:
         print(text)
     else:
-        options.write.write_text(put(text, options.write.read_text("utf-8")), encoding="utf-8")
+        options.write.write_text(put(text, options.write.read_text("utf-8"), BEGIN, END), encoding="utf-8")
     return 0
 
 

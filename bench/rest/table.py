@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bench import documents
+
 BEGIN = "<!-- http: begin (made by `make bench-http`) -->"
 END = "<!-- http: end -->"
 # As the system that inspired this one reports itself.
@@ -56,7 +58,4 @@ def _theirs(what: str) -> str:
 
 def put(result: dict[str, Any], path: Path) -> None:
     """Between the marks of the file."""
-    text = path.read_text()
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    path.write_text(f"{head}{BEGIN}\n{made(result)}\n{END}{tail}")
+    path.write_text(documents.put(made(result), path.read_text(), BEGIN, END, gap="\n"))

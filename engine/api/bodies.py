@@ -1,9 +1,11 @@
-"""Owns reading what clients send: bodies within their limits, queries with their types; and writing JSON."""
+"""Owns reading what clients send: bodies within their limits, queries with their types, that they are gone;
+and writing JSON."""
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +20,8 @@ from tqe.job import split_job_id
 BODY_BYTES_MAX: Final = 1024 * 1024
 JSON_TYPES: Final = frozenset({"application/json"})
 LINE_TYPES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
+
+_CANCEL_S: Final = 0.5
 
 _encode: Final = msgspec.json.Encoder().encode
 _JSON_HEADERS: Final = {"content-type": "application/json"}
@@ -60,7 +64,25 @@ async def pieces_of(request: Request, *, limit_bytes: int) -> AsyncIterator[byte
             yield piece
 
 
-async def departure(receive: Receive) -> None:
+async def while_connected(receive: Receive, *work: Coroutine[Any, Any, None]) -> None:
+    """Run these beside each other until one has ended or the client is gone; the others are cancelled.
+    Raises what the first one raised."""
+    tasks = [asyncio.create_task(one) for one in (*work, _departure(receive))]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        # Not for ever: a cancel that comes while a connection is being opened can get lost in it.
+        ended, _ = await asyncio.wait(tasks, timeout=_CANCEL_S)
+        for task in ended:
+            if not task.cancelled():
+                task.exception()  # what is told is told; asyncio would log it as never looked at
+
+
+async def _departure(receive: Receive) -> None:
     """Returns when the client is gone; what it still sends is nobody's."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import Any, Final
 
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tqe import clock
-from tqe.api.bodies import answer, body_of, departure, job_name_of, query_number
+from tqe.api.bodies import answer, body_of, job_name_of, query_number, while_connected
 from tqe.api.problems import Problem, not_found
 from tqe.api.service import Service
 from tqe.client import submission_from_json
@@ -21,7 +20,6 @@ from tqe.store.forecast import Forecast, forecast
 WAIT_S_MAX: Final = 60.0
 # Each waits on a connection of its own to Redis, and its pool has 64. Who comes later is answered at once.
 WAITS_MAX: Final = 48
-_CANCEL_S: Final = 0.5
 
 _FIELDS: Final = {
     "submitted_at": "submittedAt",
@@ -103,16 +101,7 @@ async def _wait(service: Service, request: Request, name: str, wait_s: float) ->
         with contextlib.suppress(ResultError):  # how it ended is told by its record
             await service.client.result(name, wait_s)
 
-    tasks = [asyncio.create_task(one) for one in (ended(), departure(request.receive), _closing(service))]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        # Not for ever: a cancel that comes while a connection is being opened can get lost in it.
-        await asyncio.wait(tasks, timeout=_CANCEL_S)
+    await while_connected(request.receive, ended(), _closing(service))
 
 
 async def _closing(service: Service) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench import counts, marks
+from bench.documents import put
 from bench.ordering import made, replay
 from bench.peers import peers, table
 from bench.rest import table as rest_table
@@ -68,17 +69,17 @@ def test_a_busy_machine_a_short_run_and_a_failure_are_told() -> None:
 
 def test_only_what_stands_between_the_marks_is_replaced() -> None:
     document = f"above\n{table.BEGIN}\nold\n{table.END}\nbelow\n"
-    once = table.put("new", document)
+    once = put("new", document, table.BEGIN, table.END)
     assert once == f"above\n{table.BEGIN}\n\nnew\n\n{table.END}\nbelow\n"
-    assert table.put("new", once) == once
+    assert put("new", once, table.BEGIN, table.END) == once
     with pytest.raises(SystemExit, match="marks"):
-        table.put("new", "no marks")
+        put("new", "no marks", table.BEGIN, table.END)
 
 
 @pytest.mark.skipif(not RESULT.exists(), reason="no result of a run beside other queues is committed")
 def test_the_readme_says_what_the_committed_result_says() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert table.put(table.tables(json.loads(RESULT.read_text("utf-8"))), readme) == readme
+    assert put(table.tables(json.loads(RESULT.read_text("utf-8"))), readme, table.BEGIN, table.END) == readme
 
 
 def test_each_mark_has_a_scenario_that_measures_it() -> None:
@@ -112,12 +113,12 @@ def test_the_table_of_marks_says_what_was_measured_met_and_missed() -> None:
 def test_the_page_on_performance_says_what_the_committed_result_says() -> None:
     page = (ROOT / "docs" / "PERFORMANCE.md").read_text("utf-8")
     found = marks.table(json.loads(OWN_RESULT.read_text("utf-8")))
-    assert table.put(found, page, marks.BEGIN, marks.END) == page
+    assert put(found, page, marks.BEGIN, marks.END) == page
 
 
 def test_the_tables_have_their_places() -> None:
-    table.put("", (ROOT / "README.md").read_text("utf-8"))
-    table.put("", (ROOT / "docs" / "PERFORMANCE.md").read_text("utf-8"), marks.BEGIN, marks.END)
+    put("", (ROOT / "README.md").read_text("utf-8"), table.BEGIN, table.END)
+    put("", (ROOT / "docs" / "PERFORMANCE.md").read_text("utf-8"), marks.BEGIN, marks.END)
 
 
 @pytest.mark.parametrize("peer", peers.load().values(), ids=lambda peer: peer.name)
@@ -174,3 +175,12 @@ def test_a_replay_is_a_trace_squeezed_into_seconds_with_predictions_of_before() 
     assert list(work.due_s) == sorted(work.due_s) and work.due_s[-1] < 4.5
     assert all(p is not None and p > 0 for p in predicted) and list(predicted) != list(work.run_s)
     assert bound_s > 0
+
+
+def test_a_document_without_the_marks_is_left_as_it_is(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("# A page\n")
+    found = json.loads((ROOT / "bench" / "results" / "http.json").read_text())
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        rest_table.put(found, document)
+    assert document.read_text() == "# A page\n"
