@@ -1,0 +1,42 @@
+"""Lanes' weights are shares of time, not of counts (PROTOCOL F3)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tqe.worker.shares import Shares
+
+
+def served(shares: Shares, cost_ns: list[int], steps: int) -> list[int]:
+    """Time that each lane got, all of them busy, one job a step."""
+    spent = [0] * len(cost_ns)
+    for _ in range(steps):
+        rank = shares.order[0]
+        shares.fetched([rank])
+        shares.charge(rank, cost_ns[rank])
+        spent[rank] += cost_ns[rank]
+    return spent
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (3, 1), (1, 4)])
+def test_long_and_short_jobs_get_the_time_of_their_weights(weights: tuple[int, int]) -> None:
+    long, short = served(Shares(weights), [1_000, 10], 20_000)
+    assert long / short == pytest.approx(weights[0] / weights[1], rel=0.05)
+
+
+def test_an_idle_lane_saves_up_no_credit() -> None:
+    shares = Shares((1, 1))
+    for _ in range(1_000):  # lane 0 is asked first and is empty
+        shares.fetched([1])
+        shares.charge(1, 100)
+    first, second = served(shares, [100, 100], 100)
+    assert abs(first - second) <= 200
+
+
+def test_no_lane_starves() -> None:
+    spent = served(Shares((100, 1, 1)), [10, 1_000, 10], 5_000)
+    assert all(spent)
+
+
+def test_lanes_that_are_level_are_served_by_rank() -> None:
+    assert Shares((1, 5, 2)).order == (0, 1, 2)
