@@ -76,6 +76,9 @@ class Settings:
             f" each of 1 to {LANE_NAME_CHARS_MAX} of a-z 0-9 _ -"
         ),
     ] = ("high", "normal", "low")
+    lane_weights: Annotated[
+        tuple[int, ...], _says("a weight of 1 to 1000 for each of lanes, as shares of time; empty: strict")
+    ] = ()
     default_lane: Annotated[str, _says("one of lanes, used by submissions that name no priority")] = "normal"
 
     # Processes
@@ -352,7 +355,7 @@ def _as_declared(name: str, value: object, *, text: bool) -> object:
         if not isinstance(value, str | os.PathLike):
             raise TypeError("not a path")
         return Path(value).expanduser()
-    if name in ("lanes", "http_origins", "autoscale") and isinstance(value, str) and text:
+    if name in ("lanes", "lane_weights", "http_origins", "autoscale") and isinstance(value, str) and text:
         value = [part.strip() for part in value.split(",")]
     if name == "autoscale" and isinstance(value, list) and value[-1:] == ["auto"]:
         value = [*value[:-1], str(cpus.usable()) if text else cpus.usable()]
@@ -376,6 +379,7 @@ _CHECKS: Final[dict[str, Callable[[Any], object]]] = {
     "app": _APP.fullmatch,
     "namespace": _NAMESPACE.fullmatch,
     "lanes": _lanes_fit,
+    "lane_weights": lambda weights: all(1 <= weight <= 1000 for weight in weights),
     "autoscale": lambda bounds: 1 <= bounds[0] <= bounds[1] <= 1024,
     "metrics_host": _HOST.fullmatch,
     "http_origins": lambda origins: all(_ORIGIN.fullmatch(origin) for origin in origins),
@@ -397,6 +401,11 @@ def _contradictions(s: Settings) -> list[str]:
     if s.default_lane not in s.lanes:
         wrong.append(
             f"default_lane = {s.default_lane!r}: it takes one of lanes, which are {', '.join(s.lanes)}"
+        )
+    if s.lane_weights and len(s.lane_weights) != len(s.lanes):
+        wrong.append(
+            f"lane_weights = {_shown('lane_weights', s.lane_weights)}: it takes one for each of lanes, which"
+            f" are {', '.join(s.lanes)}"
         )
     if s.autoscale and s.procs != s.autoscale[1]:
         wrong.append(f"procs = {s.procs}: with autoscale it is the most workers, which are {s.autoscale[1]}")

@@ -46,6 +46,9 @@ TASKS_SHOWN: Final = 8
     help="With --autoscale: in which time what waits is to be finished.  [default: 30s]",
 )
 @click.option("--lanes", metavar="A,B,C", help="Lanes, highest rank first.  [default: high,normal,low]")
+@click.option(
+    "--lane-weights", metavar="N,N,N", help="Shares of time, one for each lane.  [default: strict, by rank]"
+)
 @click.option("--concurrency", metavar="N", help="Async jobs that a worker runs at once.  [default: 100]")
 @click.option(
     "--lease", type=Seconds(), metavar="SECONDS", help="When an unrenewed lease ends.  [default: 15]"
@@ -210,7 +213,7 @@ def _introduce(
         "app": _tasks(path, loaded),
         "redis": met.place,
         "data": str(settings.data_dir) if met.own is not None else None,
-        "lanes": " > ".join(settings.lanes),
+        "lanes": _lanes(settings),
         "workers": _workers(settings, pinning),
         "cron": _schedules(timetable, settings),
         "metrics": f"http://{host}:{settings.metrics_port}/metrics" if settings.metrics_port else None,
@@ -243,6 +246,13 @@ def _schedules(timetable: Timetable, settings: Settings) -> str | None:
     if settings.burst:
         return "nothing is scheduled with --burst"
     return f"{count(len(timetable.schedules), 'schedule')}; `tqe cron list` shows them"
+
+
+def _lanes(settings: Settings) -> str:
+    if not settings.lane_weights:
+        return " > ".join(settings.lanes)
+    shares = zip(settings.lanes, settings.lane_weights, strict=True)
+    return "shares of time: " + ", ".join(f"{lane} {weight}" for lane, weight in shares)
 
 
 def _workers(settings: Settings, pinning: str) -> str:

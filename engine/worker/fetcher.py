@@ -21,6 +21,7 @@ from tqe.worker.hold import Hold
 from tqe.worker.ordering import Ordering, Predictor
 from tqe.worker.runner import JobRunner
 from tqe.worker.settler import Settler
+from tqe.worker.shares import Shares
 from tqe.worker.suspects import Suspects
 
 log = logging.getLogger("tqe.worker")
@@ -48,6 +49,7 @@ class Fetcher:
         settler: Settler,
         suspects: Suspects,
         predictor: Predictor | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self._settings = settings
         self._keys = keys
@@ -59,6 +61,8 @@ class Fetcher:
         self._suspects = suspects
         self._lanes = [working.LaneRule(lane) for lane in settings.lanes]
         self._rank = {lane: rank for rank, lane in enumerate(settings.lanes)}
+        self._shares = shares
+        self._order: tuple[int, ...] = ()  # of ranks, in which `_calls` ask
         self._admission = Admission(
             runner.entries, quantum_ns=settings.quantum_us * 1000, slots=settings.concurrency
         )
@@ -114,7 +118,7 @@ class Fetcher:
         ordering = self.ordering
         ordering.look()
         calls = self._calls
-        if calls is None or ordering.bounds is not self._bounds:
+        if calls is None or ordering.bounds is not self._bounds or self._order != self._order_now():
             calls = self.reorder()
         jobs = self._suspects.jobs_max(self._jobs_budget)
         # Of an ordered lane more is looked at than will be kept.
@@ -130,12 +134,19 @@ class Fetcher:
             window_jobs=WINDOW_JOBS,
         )
 
+    def _order_now(self) -> tuple[int, ...]:
+        if self._shares is None:
+            return tuple(range(len(self._rank)))
+        return tuple(rank for rank in self._shares.order if rank < len(self._rank))
+
     def reorder(self) -> working.Fetcher:
         """From the next fetch on the lanes have the bounds of now."""
         if not self._incarnation:
             raise RuntimeError("begin() first")
         self._bounds = bounds = self.ordering.bounds
-        self._lanes = [working.LaneRule(lane.name, bounds.get(lane.name, 0)) for lane in self._lanes]
+        self._order = self._order_now()
+        names = [self._settings.lanes[rank] for rank in self._order]
+        self._lanes = [working.LaneRule(name, bounds.get(name, 0)) for name in names]
         calls = working.Fetcher(self._keys, self._incarnation, self._lanes, self._settings.lease_ms)
         self._calls = calls
         return calls
@@ -172,6 +183,9 @@ class Fetcher:
             leases = self._take_in_order(fetched)
         else:
             leases = self.take_in(fetched.frames, cancels=fetched.cancels, now_us=fetched.now_us)
+        if self._shares is not None:
+            left = {self._order[at] for at in fetched.left}  # what went back whole is there too
+            self._shares.fetched(self._order, left.union(lease.rank for lease in leases), self._hold.ranks())
         self._runner.capture.pick(leases, now_ns)
         return self.sent_at
 

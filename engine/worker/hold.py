@@ -3,7 +3,7 @@ is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tqe.codec import hot
@@ -22,6 +22,7 @@ class Hold:
     have ended."""
 
     def __init__(self, ranks: int) -> None:
+        self.order: Sequence[int] = range(ranks)  # of ranks: whose jobs run first
         self._held: dict[Lease, None] = {}  # a row may become another lease's, so not by row
         self._ready: list[list[Lease]] = [[] for _ in range(ranks)]
         self.ended: list[Lease] = []  # nothing of them waits or runs: to be settled whole
@@ -84,9 +85,14 @@ class Hold:
         """Nothing waits to be started."""
         return not any(self._ready)
 
+    def ranks(self) -> list[int]:
+        """Lanes with jobs to start."""
+        return [rank for rank, leases in enumerate(self._ready) if leases]
+
     def spot(self) -> Spot | None:
-        """The first lease with a job to start, of the highest lane."""
-        for leases in self._ready:
+        """The first lease with a job to start, of the first lane that has one."""
+        for rank in self.order:
+            leases = self._ready[rank]
             if leases:
                 return Spot(leases, 0)
         return None

@@ -27,6 +27,7 @@ from tqe.worker.peers import Peers
 from tqe.worker.reporting import Hook
 from tqe.worker.runner import JobRunner, Tracing
 from tqe.worker.settler import PARTIAL_AFTER_NS, Settler
+from tqe.worker.shares import Shares
 from tqe.worker.suspects import Suspects
 
 log = logging.getLogger("tqe.worker")
@@ -127,6 +128,8 @@ class Worker:
         self._slot = hot.Slot(board.memory, layout.slot_offset(view.number))
         self._changed = asyncio.Event()
         peers = Peers(board, view)
+        # Jobs of lanes that are not served here (taken over from other settings) get what a weight of 1 gets.
+        shares = Shares((*settings.lane_weights, 1)) if settings.lane_weights else None
         self.runner = JobRunner(
             registry,
             settings,
@@ -137,6 +140,7 @@ class Worker:
             on_error=on_error,
             tracing=tracing,
             peers=peers,
+            shares=shares,
         )
         self._settler = Settler(settings, keys, self._slot, view, self._hold)
         self._suspects = Suspects(view, peers, self._hold, self.runner, self._settler)
@@ -150,6 +154,7 @@ class Worker:
             self._settler,
             self._suspects,
             predictor,
+            shares,
         )
         self._link = Link(settings, keys, view, redis_url)
         self._token: asyncio.Future[Any] | None = None
@@ -206,6 +211,7 @@ class Worker:
         if self._settler.trouble or self._fetcher.trouble:
             await self._take_over()
         self._suspects.look()
+        self.runner.charge_beside()
         if self._fetcher.flows and not self._draining:
             try:
                 await self._fetch_ahead()

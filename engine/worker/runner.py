@@ -26,6 +26,7 @@ from tqe.worker.failures import Failures, Outcome, RetryRule, rule_of
 from tqe.worker.hold import Hold
 from tqe.worker.peers import Peers
 from tqe.worker.reporting import FailedAttempt, Hook, Reporter
+from tqe.worker.shares import Shares
 
 log = logging.getLogger("tqe.worker")
 
@@ -95,8 +96,10 @@ class JobRunner:
         on_error: Sequence[Hook] = (),
         tracing: Tracing | None = None,
         peers: Peers | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self._settings = settings
+        self._shares = shares
         self._peers = peers
         self._handed_ns = 0  # when a synchronous job was last left to another worker
         self._tracing = tracing
@@ -181,10 +184,11 @@ class JobRunner:
             if spot is None:
                 self._blocked_ns = 0
                 return hot.RUN_ENDED
-            left = end - clock.boottime_ns()
-            if left <= 0:
+            begun = clock.boottime_ns()
+            if begun >= end:
                 return hot.RUN_TIME
-            code, at, jobs = self.native.run(spot.leases, spot.at, left)
+            rank = spot.leases[spot.at].rank
+            code, at, jobs = self.native.run(spot.leases, spot.at, end - begun)
             if code == hot.RUN_SPECIAL:
                 lease = spot.leases[at]
                 code = self._special(lease)
@@ -194,10 +198,24 @@ class JobRunner:
                 self._blocked_ns = 0
             if at > spot.at:
                 hold.started(spot, at)
+            if self._shares is not None:
+                self._shares.charge(rank, clock.boottime_ns() - begun)
+                hold.order = self._shares.order
             if code == hot.RUN_BLOCKED:
                 self._blocked()
             if code != hot.RUN_ENDED:
                 return code
+
+    def charge_beside(self) -> None:
+        """Count the time of jobs beside others, where lanes have weights: a coroutine takes one slot of the
+        worker's, the helper thread all of it."""
+        if self._shares is not None:
+            slot = 1 / self._settings.concurrency
+            parts = [
+                (job.lease.rank, slot if isinstance(job, hot.AsyncJob) else 1.0) for job in self.native.active
+            ]
+            self._shares.charge_beside(parts, clock.boottime_ns())
+            self._hold.order = self._shares.order
 
     def _blocked(self) -> None:
         """The next job cannot start here: no slot, or the helper is busy. It may wait a moment, then others

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 class Shares:
@@ -17,6 +17,7 @@ class Shares:
             raise ValueError("a weight is at least 1")
         self._weights = tuple(weights)
         self._virtual_ns = [0.0] * len(weights)
+        self._seen_ns = 0
         self.order = tuple(range(len(weights)))  # of ranks; equal lanes stay in the order of rank
 
     def charge(self, rank: int, ns: float) -> None:
@@ -24,17 +25,27 @@ class Shares:
         self._virtual_ns[rank] += ns / self._weights[rank]
         self._sort()
 
-    def fetched(self, brought: Collection[int], held: Collection[int] = ()) -> None:
-        """A fetch in `order` brought jobs of these lanes; of those `held` some wait here.
+    def charge_beside(self, parts: Iterable[tuple[int, float]], now_ns: int) -> None:
+        """Jobs of these ranks run beside others, each on such a part of the worker: charged while they run,
+        for one that runs for an hour would not be until then. Between two calls as long as the later says."""
+        since_ns, self._seen_ns = self._seen_ns, now_ns
+        if since_ns:
+            for rank, part in parts:
+                self._virtual_ns[rank] += (now_ns - since_ns) * part / self._weights[rank]
+            self._sort()
+
+    def fetched(self, asked: Sequence[int], brought: Collection[int], held: Collection[int] = ()) -> None:
+        """A fetch that asked in this order brought jobs of these lanes; of those `held` some wait here.
 
         A lane that was asked before the last of them and brought nothing is empty or paused. It is set
         level with the busy ones: with saved credit it would shut them out when its jobs come.
         """
-        if not brought:
+        reached = [asked.index(rank) for rank in brought if rank in asked]
+        if not reached:
             return
         busy = {*brought, *held}
         level = min(self._virtual_ns[rank] for rank in busy)
-        for rank in self.order[: max(map(self.order.index, brought))]:
+        for rank in asked[: max(reached)]:
             if rank not in busy:
                 self._virtual_ns[rank] = max(self._virtual_ns[rank], level)
         self._sort()

@@ -98,6 +98,54 @@ def test_a_frame_of_long_jobs_spreads_over_all_workers(rig: Rig) -> None:
     finish(rig)
 
 
+@pytest.mark.parametrize("weights", [(), (1, 1), (1, 3)])
+def test_lanes_with_weights_share_the_time_of_a_worker(
+    rig_of: Callable[..., Rig], weights: tuple[int, ...]
+) -> None:
+    """Jobs of ten times the length get no more of it; without weights the first lane gets all."""
+    rig = rig_of(lanes=("long", "short"), default_lane="short", lane_weights=weights)
+
+    @rig.app.task("JOB")
+    def job(lane: str, ms: int) -> None:
+        begun = time.monotonic_ns()
+        time.sleep(ms / 1000)
+        rig.journal("ran", lane, (time.monotonic_ns() - begun) / 1e6)
+
+    rig.frame("JOB", [{"lane": "long", "ms": 20}] * 200, priority="long")
+    rig.frame("JOB", [{"lane": "short", "ms": 2}] * 2_000, priority="short")
+    worker = rig.worker()
+    wait_until(lambda: sum(note.words[2] for note in rig.journal.notes("ran")) > 1_500, 20)
+    assert worker.drain() == 0
+    ms = Counter[str]()
+    for note in rig.journal.notes("ran"):
+        ms[note.words[1]] += note.words[2]
+    if weights:
+        expected = weights[0] / weights[1]
+        assert 0.6 * expected < ms["long"] / ms["short"] < 1.6 * expected, ms
+    else:
+        assert set(ms) == {"long"}
+    finish(rig)
+
+
+def test_coroutines_are_charged_to_their_lane_while_they_run(rig_of: Callable[..., Rig]) -> None:
+    """A lane whose coroutines take all slots waits until the other has had as much."""
+    rig = rig_of(lanes=("long", "short"), default_lane="short", lane_weights=(1, 1), concurrency=4)
+
+    @rig.app.task("CALL")
+    async def call(lane: str) -> None:
+        rig.journal("began", lane)
+        await asyncio.sleep(0.01)
+
+    rig.frame("CALL", [{"lane": "long"}] * 300, priority="long")
+    rig.frame("CALL", [{"lane": "short"}] * 300, priority="short")
+    worker = rig.worker()
+    wait_until(lambda: sum(rig.journal.count("began").values()) > 200, 20)
+    assert worker.drain() == 0
+    began = rig.journal.count("began")
+    assert 0.5 < began["long"] / began["short"] < 2, began
+    finish(rig)
+
+
 def test_a_paused_lane_waits_and_the_others_go_on(rig: Rig) -> None:
     @rig.app.task("JOB")
     def job(n: int) -> None:
