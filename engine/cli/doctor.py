@@ -29,6 +29,7 @@ Level = Literal["ok", "note", "warning", "error"]
 OFFSET_WARN_MS: Final = 2_000  # ids and times that people read come from our clock, what is due from Redis'
 FILES_WARN: Final = 512  # open files: sockets of a worker, and whatever its tasks open
 WAIT_NOTE_S: Final = 300.0
+WAIT_WARN_S: Final = 900.0  # the alert's bound: lanes go strictly by rank, so that a low one can starve
 _MARKS: Final[Mapping[Level, tuple[str, str]]] = {
     "ok": ("ok", "green"),
     "note": ("note", "cyan"),
@@ -225,6 +226,9 @@ def _lanes(found: QueueStatus, waiting: Mapping[str, int], oldest: Mapping[str, 
                 f"{text}, and no worker serves it",
                 f"add {name} to --lanes of a `tqe run`",
             )
+        elif age_s > WAIT_WARN_S:
+            advice = "more workers, or lane_weights if higher lanes never run empty: see docs/OPERATING.md"
+            yield Check("lane", "warning", text, advice)
         else:
             yield Check("lane", "note" if age_s > WAIT_NOTE_S else "ok", text)
     if not waiting:

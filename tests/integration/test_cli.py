@@ -329,6 +329,21 @@ def test_a_lane_that_is_paused_is_a_note(cli: Cli, redis_client: redis.Redis) ->
     assert level == "note" and "tqe resume low" in text
 
 
+def test_jobs_that_have_waited_for_long(
+    cli: Cli, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tqe.cli import doctor
+
+    publish(redis_client, lanes=["low"])
+    cli.json("submit", "A", "--priority", "low")
+    wall_ms = doctor.clock.wall_ms
+    monkeypatch.setattr(doctor.clock, "wall_ms", lambda: wall_ms() + 301_000)
+    assert checks(cli, 0)["lane"][0] == "note"
+    monkeypatch.setattr(doctor.clock, "wall_ms", lambda: wall_ms() + 901_000)
+    level, text = checks(cli, 1)["lane"]
+    assert level == "warning" and "lane_weights" in text
+
+
 def test_what_was_put_aside(cli: Cli, redis_client: redis.Redis) -> None:
     redis_client.rpush(KEYS.quarantine, b"x")
     redis_client.rpush(KEYS.parked, b"y", b"z")
