@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, Unpac
 
 from tqe import current, settings
 from tqe.client import AsyncClient, AsyncJobHandle, AsyncJobHandles, Client, JobHandle, JobHandles
-from tqe.errors import AppImportError, RegistrationError, SettingsError
+from tqe.errors import AppImportError, AppNotFound, RegistrationError, SettingsError
 from tqe.job import Options, Span
 from tqe.registry import DeclaredOptions, Registry, Task, TaskOptions, place_of, task_options
 from tqe.schedule import Schedule, Timetable, make, timetable
@@ -452,7 +452,7 @@ def load_app(path: str) -> App:
     """Import `module:attribute`, also from the current folder. AppImportError says what to mend."""
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
-        raise AppImportError(f"{path!r} names no app: write module:attribute, for example app:app")
+        raise AppNotFound(f"{path!r} names no app: write module:attribute, for example app:app")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
@@ -460,17 +460,17 @@ def load_app(path: str) -> App:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as e:
         if e.name is not None and (module_name == e.name or module_name.startswith(f"{e.name}.")):
-            raise AppImportError(f"there is no module {module_name} in {here} nor on the path") from e
+            raise AppNotFound(f"there is no module {module_name} in {here} nor on the path") from e
         raise AppImportError(f"importing {module_name} failed: {_where(e)}") from e
     except (Exception, SystemExit) as e:  # it runs any code of the user's, which may raise anything
         raise AppImportError(f"importing {module_name} failed: {_where(e)}") from e
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise AppImportError(f"{module_name} has no attribute {attribute}")
+            raise AppNotFound(f"{module_name} has no attribute {attribute}")
         found = getattr(found, part)
     if not isinstance(found, App):
-        raise AppImportError(f"{path} is no App, but {type(found).__name__}")
+        raise AppNotFound(f"{path} is no App, but {type(found).__name__}")
     return found
 
 

@@ -30,6 +30,10 @@ class AppImportError(TQEError):
     """The app named on the command line or in TQE_APP cannot be imported. Fix the name or what it imports."""
 
 
+class AppNotFound(AppImportError):
+    """The name of the app is wrong: no such module, no such attribute, or something that is no App."""
+
+
 class RegistrationError(TQEError):
     """A task cannot be registered: its name is taken or malformed, or its signature cannot be served. The
     text says which."""

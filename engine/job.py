@@ -148,6 +148,10 @@ def split_job_id(text: str) -> tuple[bytes, int]:
     return found[1].encode(), int(found[2])
 
 
+def is_job_id(text: str) -> bool:
+    return _JOB_ID.fullmatch(text) is not None
+
+
 def is_type_name(text: str) -> bool:
     return _TYPE_NAME.fullmatch(text) is not None
 

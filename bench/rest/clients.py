@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,29 +133,35 @@ class Timed:
         return {f"p{part * 100:.0f}_ms": percentile(self.times_ms, part) for part in (0.5, 0.95, 0.99)}
 
 
-Turn = Callable[[Connection, float], Awaitable[None]]
+Turn = Callable[[Connection, float, int], Awaitable[None]]
 
 
 async def at_rate(port: int, rate_per_s: float, seconds: float, turn: Turn, *, connections: int) -> float:
-    """`turn` for each request when it is due, on the next free connection; how long it took in all. A server
-    that stalls does not stall the clock: what is due meanwhile counts from then."""
+    """`at_times`, evenly."""
+    dues_s = [number / rate_per_s for number in range(int(rate_per_s * seconds))]
+    return await at_times(port, dues_s, turn, connections=connections)
+
+
+async def at_times(port: int, dues_s: Sequence[float], turn: Turn, *, connections: int) -> float:
+    """`turn` for each request when it is due, on the next free connection, with its number; how long it took
+    in all. A server that stalls does not stall the clock: what is due meanwhile counts from then."""
     free: asyncio.Queue[Connection] = asyncio.Queue()
     for _ in range(connections):
         free.put_nowait(Connection(port))
     running: set[asyncio.Task[None]] = set()
     began = time.monotonic()
 
-    async def one(due: float) -> None:
+    async def one(due: float, number: int) -> None:
         connection = await free.get()
         try:
-            await turn(connection, due)
+            await turn(connection, due, number)
         finally:
             free.put_nowait(connection)
 
-    for number in range(int(rate_per_s * seconds)):
-        due = began + number / rate_per_s
+    for number, due_s in enumerate(dues_s):
+        due = began + due_s
         await asyncio.sleep(max(0.0, due - time.monotonic()))
-        task = asyncio.create_task(one(due))
+        task = asyncio.create_task(one(due, number))
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.gather(*running)
@@ -169,7 +175,7 @@ async def singles(port: int, rate_per_s: float, seconds: float) -> Timed:
     """Single submissions at a rate."""
     timed, data = Timed(), post("/api/v1/jobs", JOB)
 
-    async def turn(connection: Connection, due: float) -> None:
+    async def turn(connection: Connection, due: float, number: int) -> None:
         status, _ = await connection.ask(data)
         timed.note(due, status == 202)
 
@@ -183,7 +189,7 @@ async def journeys(port: int, rate_per_s: float, seconds: float) -> tuple[Timed,
     submitted, completed = Timed(), Timed()
     data = post("/api/v1/jobs", JOB)
 
-    async def turn(connection: Connection, due: float) -> None:
+    async def turn(connection: Connection, due: float, number: int) -> None:
         status, body = await connection.ask(data)
         submitted.note(due, status == 202)
         if status != 202:

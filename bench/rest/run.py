@@ -1,4 +1,4 @@
-"""The REST API on this machine: `make bench-http`, about two minutes; figures in bench/results/http.json."""
+"""The REST API on this machine: `make bench-http`, about four minutes; figures in bench/results/http.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.rest import clients, table
+from bench.rest import clients, order, table
 from tqe.bench import machine
 from tqe.bench.suite import LOAD_MAX
 
@@ -49,7 +49,7 @@ class Bench:
         self.folder = folder
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("TQE_")}
         self.env |= {"TQE_DATA_DIR": str(folder / "data")}
-        (folder / "work.py").write_text(APP)
+        (folder / "work.py").write_text(APP + order.TASK)
 
     @contextlib.contextmanager
     def program(self, words: str, *args: str) -> Iterator[str]:
@@ -135,6 +135,10 @@ def measure(folder: Path, scale: float) -> dict[str, Any]:
         asyncio.run(clients.journeys(port, JOURNEYS_PER_S, 2 * scale))
         submitted, completed = asyncio.run(clients.journeys(port, JOURNEYS_PER_S, JOURNEY_S * scale))
         hurt, killed = asyncio.run(chaos(port))
+    with bench.server() as port:
+        workers = ("--procs", str(order.WORKERS), "--no-pin")
+        with bench.program("workers", "run", "work:app", *workers):
+            compared = order.compare(bench, port, scale)
     return {
         "runs": runs,
         "median": {name: median(run[name] for run in runs) for name in runs[0]},
@@ -150,6 +154,7 @@ def measure(folder: Path, scale: float) -> dict[str, Any]:
             "workers_killed": killed,
             **{f"completion_{name}": value for name, value in hurt.figures().items()},
         },
+        "order": compared,
     }
 
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tqe.api.bodies import BODY_BYTES_MAX, LINE_TYPES, check_type, pieces_of
+from tqe.api.carrier import carry
 from tqe.api.jobs import lane_of
 from tqe.api.limits import CALLER
 from tqe.api.problems import Problem, body_too_large, of_error
@@ -30,6 +31,7 @@ async def submit_batch(service: Service, request: Request) -> Response:
     for us while we wait for it. It is bounded by the number of lines.
     """
     check_type(request, LINE_TYPES)
+    carry(request)
     batch = Batch(service, request.scope[CALLER])
     rest = b""
     try:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from tqe import clock
 from tqe.api.bodies import answer, body_of, job_name_of, query_number, while_connected
+from tqe.api.carrier import carry
 from tqe.api.problems import Problem, not_found
 from tqe.api.service import Service
 from tqe.client import submission_from_json
@@ -39,7 +40,7 @@ async def submit(service: Service, request: Request) -> Response:
         refusal = service.limits.enter(lane_of(service, type_name, options))
         if refusal is not None:
             raise refusal
-    job = await service.client.submit(type_name, payload, **options)
+    job = await service.client.submit(type_name, payload, **{**carry(request), **options})
     if not job.created:
         status = (await service.client.job(job.id)).status
         return answer({"id": job.id, "status": status, "created": False, "predictedWaitMs": None})

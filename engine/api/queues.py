@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -10,6 +12,9 @@ from tqe.api.documents import queues_document, worker_document
 from tqe.api.problems import not_found
 from tqe.api.service import Service
 from tqe.store import backlog, reading
+
+
+JOBS_NAMED: Final = 100  # of each worker; the type of further coroutines is not looked up
 
 
 async def show(service: Service, request: Request) -> Response:
@@ -28,6 +33,7 @@ async def pause(service: Service, request: Request) -> Response:
     """Workers take nothing from the lane."""
     lane = _lane(service, request)
     await service.client.pause(lane)
+    await service.pulse.look()  # what the next submission is told goes by it
     return answer({"name": lane, "paused": True})
 
 
@@ -35,6 +41,7 @@ async def resume(service: Service, request: Request) -> Response:
     """Workers take jobs from the lane again."""
     lane = _lane(service, request)
     await service.client.resume(lane)
+    await service.pulse.look()
     return answer({"name": lane, "paused": False})
 
 
@@ -54,4 +61,6 @@ def _lane(service: Service, request: Request) -> str:
 
 async def workers(service: Service, request: Request) -> Response:
     """All workers that live, and what each runs."""
-    return answer({"workers": [worker_document(one) for one in await service.client.workers()]})
+    found = await service.client.workers()
+    named = await service.client.run(reading.name_jobs(service.client.core.keys, found, JOBS_NAMED))
+    return answer({"workers": [worker_document(one) for one in named]})

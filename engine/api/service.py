@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from starlette.applications import Starlette
 
+from tqe.api.carrier import CarryingCore
 from tqe.api.guard import Guard
 from tqe.api.limits import Limits
 from tqe.api.live import Live
@@ -53,6 +54,7 @@ class Service:
         """From the start of the server's loop to its end."""
         self.closing = asyncio.Event()
         self.client = AsyncClient(self.settings, registry=self.registry)
+        self.client.core = CarryingCore(self.settings, self.registry, self.client.core.handles)
         self.pulse = Pulse(self.client)
         self.guard = Guard(
             self.client,

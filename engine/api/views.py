@@ -74,12 +74,15 @@ class Views:
         return {"lanes": {name: round(work.seconds * 1000) for name, work in found.lanes.items()}}
 
     async def workers(self) -> dict[str, Any] | None:
-        """The workers as the pulse saw them: nobody is asked again."""
+        """The workers as the pulse saw them; only coroutines' types are asked for."""
         status = self._pulse.fresh
         if status is None:
             return None
         shown = []
-        for worker in status.workers[:WORKERS_MAX]:
+        workers = await self._client.run(
+            reading.name_jobs(self._keys, status.workers[:WORKERS_MAX], JOBS_MAX)
+        )
+        for worker in workers:
             found = worker_document(worker)
             shown.append({**found, "jobs": found["jobs"][:JOBS_MAX], "running": len(worker.jobs)})
         return {"workers": shown, "more": max(0, len(status.workers) - WORKERS_MAX)}

@@ -24,12 +24,15 @@ _WORDS = {
 
 def check_id(name: str) -> str:
     """The id as it is written in Redis; a usage error if it cannot be one."""
-    name = name.strip().upper()
+    written = name.strip().upper()
     try:
-        split_job_id(name)
-    except ValueError as e:
-        raise click.UsageError(str(e)) from e
-    return name
+        split_job_id(written)
+    except ValueError:
+        try:
+            split_job_id(name)  # to be told of it as it was given
+        except ValueError as e:
+            raise click.UsageError(str(e)) from e
+    return written
 
 
 @click.command()

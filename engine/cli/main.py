@@ -22,6 +22,7 @@ from tqe.cli.status import status
 from tqe.cli.submit import submit
 from tqe.cli.tokens import token
 from tqe.errors import (
+    AppNotFound,
     ArgumentsError,
     InvalidOption,
     InvalidPayload,
@@ -37,7 +38,9 @@ EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130  # what shells say of a program that Ctrl-C ended
 
 # The command line itself is wrong: nothing was tried, and trying again changes nothing.
-_USAGE: Final = (SettingsError, InvalidOption, UnknownLane, InvalidPayload, ArgumentsError, PayloadTooLarge)
+_USAGE: Final = (
+    AppNotFound, SettingsError, InvalidOption, UnknownLane, InvalidPayload, ArgumentsError, PayloadTooLarge,
+)
 
 
 class Failure(click.ClickException):

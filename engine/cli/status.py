@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import click
@@ -40,6 +41,7 @@ def see(client: Client) -> Seen:
     """Look once."""
     found, keys = client.status(), client.core.keys
     lanes = list(found.lanes)
+    found = replace(found, workers=client.run(reading.name_jobs(keys, found.workers, 1)))
     return Seen(
         found,
         client.run(reading.oldest_waiting(keys, lanes)),

@@ -6,7 +6,7 @@ runs is read from what the stewards publish, at most a second old.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +16,7 @@ from tqe import codec
 from tqe.board import layout
 from tqe.codec.payload import decode, decompress
 from tqe.errors import FrameError, InvalidPayload, PayloadTooLarge
-from tqe.job import JobStatus, Snapshot, bucket_of, error_text, job_id, job_status, to_datetime, to_iso
+from tqe.job import JobStatus, Snapshot, bucket_of, error_text, is_job_id, job_id, job_status, split_job_id, to_datetime, to_iso
 from tqe.store.keys import Keys
 from tqe.store.producing import PAGE, persist
 from tqe.store.steps import Reads, Steps
@@ -33,6 +33,7 @@ TOTALS: Final = (
     "recovered",
     "fenced",
 )
+NAMED_MAX: Final = 1_000  # jobs of which one reader asks the type
 MORE_TOTALS: Final = ("expired", "quarantined", "parked", "dlq_dropped", "replayed")
 
 
@@ -98,6 +99,26 @@ def workers(keys: Keys) -> Steps[list[WorkerStatus]]:
         if text is not None
     ]
     return sorted((one for one in found if one is not None), key=lambda one: (one.host, one.worker))
+
+
+def name_jobs(keys: Keys, found: Sequence[WorkerStatus], each: int) -> Steps[list[WorkerStatus]]:
+    """The same workers, with the types of their first `each` jobs, where the job's record tells it: a steward
+    knows the type of the code that runs at this moment, not that of coroutines which wait."""
+    wanted = [job.id for worker in found for job in worker.jobs[:each] if not job.type and is_job_id(job.id)]
+    types: dict[str, str] = {}
+    for at in range(0, len(wanted[:NAMED_MAX]), PAGE):
+        page = [(name, *split_job_id(name)) for name in wanted[at : at + PAGE]]
+        values = yield from ask(*(("HGET", keys.bucket(*bucket_of(frame)), frame) for _, frame, _ in page))
+        for (name, _, index), value in zip(page, values, strict=True):
+            snapshot = parse_snapshot(value)
+            if snapshot is not None and index < snapshot.total:
+                types[name] = snapshot.type_of(index)
+    if not types:
+        return list(found)
+    return [
+        replace(worker, jobs=tuple(job._replace(type=types.get(job.id, job.type)) for job in worker.jobs))
+        for worker in found
+    ]
 
 
 def parse_worker(incarnation: str, text: bytes) -> WorkerStatus | None:

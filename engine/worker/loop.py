@@ -195,6 +195,7 @@ class Worker:
         self._view.set(layout.C_BEAT, clock.boottime_ns())
         # Before anything is looked at: whatever changes from here on ends the wait at the end of the turn.
         self._changed.clear()
+        self._take_token()
         if self._fetcher.trouble:
             # Before a reply is read: a settle may be refused since the steward has split its lease, and what
             # is left of that is ours. Forgotten here, it would come as news, and run again.
@@ -357,17 +358,17 @@ class Worker:
             await self._await_token()
         await self._changed.wait()
 
-    async def _await_token(self) -> None:
-        if self._token is not None and not self._token.done():
-            return
-        if self._token is not None:
+    def _take_token(self) -> None:
+        """A token, or a second without one: look again. A failure too: the next fetch tells what is wrong."""
+        if self._token is not None and self._token.done():
             token, self._token = self._token, None
-            # A token, or a second without one: look again. A failure too: the next fetch tells what is wrong.
             token.cancelled() or token.exception()
             self._fetcher.empty = False
             self._view.add("wakes")
-            self._changed.set()
-            return
+
+    async def _await_token(self) -> None:
+        if self._token is not None:
+            return  # if it has come meanwhile, then it has ended the wait
         try:
             self._token = await self._link.token()
         except LOST:

@@ -17,6 +17,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.web import Answer, ServeIt, Web, read_to_end
 from tqe.formats import IDEMPOTENCY_KEY_BYTES_MAX
+from tqe.store.keys import Keys
 
 APP = """
 from tqe import App
@@ -36,6 +37,7 @@ def cli(redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return Cli({"TQE_REDIS_URL": redis_server.url})
 
 
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 README_LINE = (
     '{"type": "EMAIL", "payload": "{\\"to\\":\\"test@example.com\\"}", "priority": "HIGH",'
     ' "idempotencyKey": "sample-001"}'
@@ -264,3 +266,37 @@ def test_a_port_that_is_taken_is_one_sentence(cli: Cli, web: Web) -> None:
 def test_it_serves_loopback_only(cli: Cli) -> None:
     for host in ("0.0.0.0", "::", "10.1.2.3"):
         assert "no access tokens" in cli.fails(2, "serve", "--host", host, "--port", "0")
+
+
+# ------------------------------------------------------------------ traces
+
+
+def frames(client: redis.Redis) -> list[bytes]:
+    found: list[bytes] = client.lrange(Keys().queue("normal"), 0, -1)
+    client.delete(Keys().queue("normal"))
+    return found
+
+
+def test_a_job_carries_the_trace_of_its_request(web: Web, redis_client: redis.Redis) -> None:
+    body = {"type": "A", "payload": {}}
+    web.post("/api/v1/jobs", body, traceparent=PARENT, tracestate="shop=1")
+    (frame,) = frames(redis_client)
+    assert PARENT.encode() in frame and b'"tracestate":"shop=1"' in frame
+    lines = b'{"type": "A", "payload": {}}\n' * 3
+    web.post("/api/v1/jobs:batch", lines, traceparent=PARENT, Content_Type="application/x-ndjson")
+    (frame,) = frames(redis_client)
+    assert PARENT.encode() in frame
+    web.post("/api/v1/jobs", body)  # on another connection: nothing of it is left
+    (frame,) = frames(redis_client)
+    assert b"traceparent" not in frame
+
+
+@pytest.mark.parametrize(
+    "parent", [PARENT[:-1] + "0", PARENT[:-3], "ff" + PARENT[2:], PARENT.upper(), PARENT[:36] + "0" * 16 + "-01", "x"]
+)
+def test_a_trace_that_is_none_or_not_sampled_is_not_carried(
+    web: Web, redis_client: redis.Redis, parent: str
+) -> None:
+    assert web.post("/api/v1/jobs", {"type": "A"}, traceparent=parent).status == 202
+    (frame,) = frames(redis_client)
+    assert b"traceparent" not in frame

@@ -54,6 +54,16 @@ def test_pause_and_resume(web: Web, redis_client: redis.Redis) -> None:
         web.post(f"/api/v1/queues/urgent/{verb}").problem(404, "not-found")
 
 
+def test_who_submits_is_told_at_once_that_a_lane_was_paused(web: Web, redis_client: redis.Redis) -> None:
+    redis_client.zadd(Keys().incarnations, {"one": 2e12})
+    record = {"worker": 0, "pid": 1, "cpu": 0, "state": "idle", "host": "h", "jobs": []}
+    redis_client.set(Keys().worker("one"), json.dumps(record))
+    for verb, told in (("pause", None), ("resume", 0)) * 2:
+        web.post(f"/api/v1/queues/low/{verb}")
+        assert web.post("/api/v1/jobs", {"type": "A", "priority": "low"}).json["predictedWaitMs"] == told
+        redis_client.delete(Keys().queue("low"), Keys().depth)
+
+
 @pytest.mark.parametrize("paused", [False, True])
 def test_a_purge_cancels_what_waits_and_nothing_else(
     web: Web, redis_client: redis.Redis, paused: bool

@@ -227,9 +227,9 @@ def refused(start: Start, code: int, *args: str, **env: str) -> str:
 @pytest.mark.parametrize(
     ("app", "code", "part"),
     [
-        ("nowhere:app", 1, "there is no module nowhere"),
-        ("work:nothing", 1, "work has no attribute nothing"),
-        ("work:add", 1, "work:add is no App, but AppTask"),
+        ("nowhere:app", 2, "there is no module nowhere"),
+        ("work:nothing", 2, "work has no attribute nothing"),
+        ("work:add", 2, "work:add is no App, but AppTask"),
         ("work", 2, "as module:attribute"),
     ],
 )

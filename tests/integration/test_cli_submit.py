@@ -128,7 +128,7 @@ def test_with_an_app_types_arguments_and_lanes_are_those_of_its_tasks(cli: Cli, 
     )
     cli.json("submit", "SHIP", '{"order": 1}', "--app", "shop:app")
     assert cli.json("status")["lanes"]["high"]["queued"] == 1
-    assert "no module nosuch" in cli.fails(1, "submit", "SHIP", "--app", "nosuch:app")
+    assert "no module nosuch" in cli.fails(2, "submit", "SHIP", "--app", "nosuch:app")
 
 
 # ------------------------------------------------------------------ waiting

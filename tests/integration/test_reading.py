@@ -51,6 +51,19 @@ def test_an_empty_queue_has_the_whole_shape(client: Client) -> None:
     }
 
 
+def test_types_of_coroutines_come_from_their_records(client: Client, redis_client: redis.Redis) -> None:
+    names = [job.id for job in client.submit_many([("A", {}), ("B", {}), ("B", {})])]
+    untracked = client.submit("C", {}, track=False).id
+    ids = ["x.0", *names, untracked, "0" * 26 + ".0"]
+    publish(redis_client, "B" * 26, jobs=[{"id": one, "since_ms": 5} for one in ids])
+    found = client.workers()
+    named = client.run(reading.name_jobs(KEYS, found, 3))
+    assert [job.type for job in named[0].jobs] == ["", "A", "B", "", "", ""]
+    named = client.run(reading.name_jobs(KEYS, found, 10))
+    assert [job.type for job in named[0].jobs] == ["", "A", "B", "B", "", ""]
+    assert [job.id for job in named[0].jobs] == ids
+
+
 def test_each_part_of_the_queue_is_counted_in_jobs(client: Client, redis_client: redis.Redis) -> None:
     client.submit_alike("A", [{}] * 30)
     client.submit_alike("A", [{}] * 20, priority="high")
