@@ -1,4 +1,4 @@
-"""Completion times over HTTP as jobs came and by predicted duration, in turn, with a model learnt on the way."""
+"""Completion times over HTTP, as jobs came and by predicted duration, with a model learnt on the way."""
 
 from __future__ import annotations
 

@@ -13,7 +13,9 @@ from starlette.requests import Request
 from tqe.client.core import AnyTask, Core
 from tqe.job import SubmitOptions
 
-_PARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
+_PARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?"
+)
 _STATE_CHARS_MAX: Final = 512
 _carried: Final[ContextVar[tuple[tuple[str, str], ...]]] = ContextVar("tqe_carried", default=())
 

@@ -13,7 +13,6 @@ from tqe.api.problems import not_found
 from tqe.api.service import Service
 from tqe.store import backlog, reading
 
-
 JOBS_NAMED: Final = 100  # of each worker; the type of further coroutines is not looked up
 
 

@@ -39,7 +39,13 @@ EXIT_INTERRUPTED: Final = 130  # what shells say of a program that Ctrl-C ended
 
 # The command line itself is wrong: nothing was tried, and trying again changes nothing.
 _USAGE: Final = (
-    AppNotFound, SettingsError, InvalidOption, UnknownLane, InvalidPayload, ArgumentsError, PayloadTooLarge,
+    AppNotFound,
+    SettingsError,
+    InvalidOption,
+    UnknownLane,
+    InvalidPayload,
+    ArgumentsError,
+    PayloadTooLarge,
 )
 
 

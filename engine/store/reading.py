@@ -16,7 +16,18 @@ from tqe import codec
 from tqe.board import layout
 from tqe.codec.payload import decode, decompress
 from tqe.errors import FrameError, InvalidPayload, PayloadTooLarge
-from tqe.job import JobStatus, Snapshot, bucket_of, error_text, is_job_id, job_id, job_status, split_job_id, to_datetime, to_iso
+from tqe.job import (
+    JobStatus,
+    Snapshot,
+    bucket_of,
+    error_text,
+    is_job_id,
+    job_id,
+    job_status,
+    split_job_id,
+    to_datetime,
+    to_iso,
+)
 from tqe.store.keys import Keys
 from tqe.store.producing import PAGE, persist
 from tqe.store.steps import Reads, Steps

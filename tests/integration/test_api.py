@@ -292,7 +292,8 @@ def test_a_job_carries_the_trace_of_its_request(web: Web, redis_client: redis.Re
 
 
 @pytest.mark.parametrize(
-    "parent", [PARENT[:-1] + "0", PARENT[:-3], "ff" + PARENT[2:], PARENT.upper(), PARENT[:36] + "0" * 16 + "-01", "x"]
+    "parent",
+    [PARENT[:-1] + "0", PARENT[:-3], "ff" + PARENT[2:], PARENT.upper(), PARENT[:36] + "0" * 16 + "-01", "x"],
 )
 def test_a_trace_that_is_none_or_not_sampled_is_not_carried(
     web: Web, redis_client: redis.Redis, parent: str
