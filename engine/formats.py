@@ -34,6 +34,9 @@ FETCH_FRAMES_MAX: Final = 1_000
 FETCH_BYTES_MAX: Final = 1024 * 1024
 IN_FLIGHT_FRAMES_MAX: Final = 2_000
 IN_FLIGHT_BYTES_MAX: Final = 4 * 1024 * 1024
+# A reply to a worker or a producer is never longer: at most it is a hold that is half full and one frame of
+# one with the largest payload that settings allow (16 MiB). What claims to be longer is not Redis talking.
+REPLY_BYTES_MAX: Final = 64 * 1024 * 1024
 
 # What one app may have: the board keeps a block for each task, the hot path calls with that many arguments.
 TASKS_MAX: Final = 512

@@ -21,6 +21,7 @@ import hiredis
 
 from tqe import clock, codec
 from tqe.errors import RedisUnavailable
+from tqe.formats import REPLY_BYTES_MAX
 from tqe.store.call import Call, reply_error
 
 _BUFFER_BYTES: Final = 256 * 1024
@@ -38,6 +39,7 @@ class Wire(asyncio.BufferedProtocol):
         self._view = memoryview(self._buffer)
         self._none = object()
         self._reader = hiredis.Reader(notEnoughData=self._none)
+        self._unread_bytes = 0  # since the last whole reply, or a little less
         self._waiting: deque[tuple[asyncio.Future[Any], Call | None, int]] = deque()
         self._known: set[str] = set()  # scripts that were sent in full
         self._transport: asyncio.Transport | None = None
@@ -63,12 +65,20 @@ class Wire(asyncio.BufferedProtocol):
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._reader.feed(cast(bytes, self._buffer), 0, nbytes)  # it takes any buffer; its types say less
+        self._unread_bytes += nbytes
         try:
+            self._reader.feed(cast(bytes, self._buffer), 0, nbytes)  # it takes any buffer; its types say less
             while (reply := self._reader.gets()) is not self._none:
+                self._unread_bytes = 0
                 self._answer(reply)
-        except (hiredis.ProtocolError, IndexError) as e:
-            self.close(RedisUnavailable(f"Redis answered what is not its protocol: {e}", applied=None))
+        except (hiredis.ProtocolError, IndexError, MemoryError) as e:
+            # MemoryError: an array of four thousand million was announced.
+            what = str(e) or "a reply larger than memory"
+            self.close(RedisUnavailable(f"Redis answered what is not its protocol: {what}", applied=None))
+        # A length is only announced: without a cap a damaged one would be collected until the deadline, into
+        # as much memory as the network brings.
+        if self._unread_bytes > REPLY_BYTES_MAX:
+            self.close(RedisUnavailable(f"a reply of more than {REPLY_BYTES_MAX:,} bytes", applied=None))
 
     def eof_received(self) -> bool:
         return False

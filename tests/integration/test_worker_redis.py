@@ -22,7 +22,7 @@ from tests.support.waiting import wait_until
 from tests.support.worker import Rig
 from tqe.board import layout
 from tqe.job import IDS
-from tqe.store import housekeeping, settling, working
+from tqe.store import housekeeping, settling, wire, working
 from tqe.store.call import SyncDoor
 from tqe.store.scripts import SCRIPTS
 from tqe.worker import loop
@@ -207,9 +207,21 @@ def test_a_server_that_is_full_does_not_stop_workers(rig: Rig) -> None:
     finish(rig)
 
 
-def test_garbage_instead_of_a_reply_ends_the_connection_only(rig: Rig, proxy: Proxy) -> None:
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda reply: b"!!" + reply, id="no-protocol"),
+        # Announced and never ended: collected until the deadline, if there were no cap.
+        pytest.param(lambda reply: b"$500000000\r\n" + bytes(1 << 20), id="too-long"),
+    ],
+)
+def test_garbage_instead_of_a_reply_ends_the_connection_only(
+    rig_of: Callable[..., Rig], proxy: Proxy, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr(wire, "REPLY_BYTES_MAX", 1 << 19)
+    rig = rig_of(lease_ms=120_000)  # the deadline of a reply is a third of that: longer than the test waits
     load(rig)
-    rule = proxy.corrupt_reply(runs(SCRIPTS["fetch"].sha), lambda reply: b"!!" + reply, nth=3)
+    rule = proxy.corrupt_reply(runs(SCRIPTS["fetch"].sha), spoil, nth=3)
     worker = rig.worker(url=proxy.url)
     submit(rig, 100)
     rig.wait_ended()
