@@ -11,6 +11,7 @@ import contextlib
 import json
 import mmap
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -31,7 +32,7 @@ from bench.peers.peers import Peer
 from tqe.bench import machine, meters
 from tqe.store import binaries
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no `foreign` in its rows, but the load average after each
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PATIENCE_S = 180.0
 POLL_S = 0.002
@@ -323,7 +324,29 @@ def on_a_server(aof: bool) -> Iterator[tuple[Server, Path]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class Watch:
+    """What others use of the machine meanwhile: its busy time less that of all that belongs to a run."""
+
+    def __init__(self) -> None:
+        self.cpus = os.sched_getaffinity(0)
+        self.begun = self._read([])
+
+    def _read(self, pids: list[int]) -> tuple[float, float, float]:
+        """Now, busy time of the machine, and ours, in s; `pids` run and were not there at the start."""
+        reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ours = time.process_time() + reaped.ru_utime + reaped.ru_stime + cpu_s(pids)
+        return time.monotonic(), meters.machine_busy_ns(self.cpus) / 1e9, ours
+
+    def foreign(self, pids: list[int]) -> float:
+        """Part of the machine. Ask before the processes end: whose parent does not wait for them are lost."""
+        took, busy, ours = (
+            after - before for after, before in zip(self._read(pids), self.begun, strict=True)
+        )
+        return max(0.0, (busy - ours) / (took * len(self.cpus)))
+
+
 def one(peer: Peer, procs: int, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    watch = Watch()
     with on_a_server(options.aof) as (server, folder):
         run = Run(peer, procs, server, folder, options.home)
         try:
@@ -331,8 +354,9 @@ def one(peer: Peer, procs: int, options: argparse.Namespace) -> tuple[dict[str, 
         except Exception as e:  # a peer that breaks must not end the session of all others
             found = {"failed": f"{type(e).__name__}: {e}"}
         finally:
+            foreign = watch.foreign([*run.pids(), server.process.pid])
             run.close()
-        return found, server.version
+        return {"foreign": foreign, **found}, server.version
 
 
 def session(wanted: list[Peer], options: argparse.Namespace) -> dict[str, Any]:
@@ -345,7 +369,7 @@ def session(wanted: list[Peer], options: argparse.Namespace) -> dict[str, Any]:
     for number, (turn, peer, procs) in enumerate(steps, 1):
         begun = time.monotonic()
         found, version = one(peer, procs, options)
-        row = {"peer": peer.name, "procs": procs, "round": turn, "load": round(os.getloadavg()[0], 2)}
+        row = {"peer": peer.name, "procs": procs, "round": turn}
         rows.append(row | {name: _short(value) for name, value in found.items()})
         told = found.get("failed") or f"{found['drain_rate']:,.0f} jobs/s drained"
         took = time.monotonic() - begun

@@ -17,10 +17,12 @@ from statistics import median
 from typing import Any
 
 from bench.documents import put, three
+from tqe.bench import suite
 
 BEGIN = "<!-- peers: begin (made by `make peers-table`) -->"
 END = "<!-- peers: end -->"
 OURS = "tqe"
+ROUNDS_MIN = 2
 
 Row = dict[str, Any]
 
@@ -34,12 +36,31 @@ def tables(result: dict[str, Any]) -> str:
         f" persistence {result['persistence']},"
         f" median of {result['rounds']} alternating rounds (range), no-op jobs of about 50 bytes.",
     ]
-    if not result["quiet"] or result["scale"] < 1:
-        lines += ["", "**Not a result:** the machine was busy or the run was shortened."]
+    lines += [line for doubt in _doubts(result) for line in ("", f"**Not a result:** {doubt}.")]
     for procs in sorted({row["procs"] for row in result["rows"]}):
         lines += ["", _throughput(result, procs)]
     lines += ["", _submission(result), "", _notes(result)]
     return "\n".join(lines)
+
+
+def _doubts(result: dict[str, Any]) -> list[str]:
+    """Why this is no result, or that of some queues is none. Older files do not say what others used in a
+    run."""
+    found = []
+    if not result["quiet"]:
+        found.append("the machine was busy before the first run")
+    if result["scale"] < 1:
+        found.append("the runs were shortened")
+    if result["rounds"] < ROUNDS_MIN:
+        found.append("one round says nothing of the spread")
+    shared = {
+        row["peer"]: row["foreign"] for row in result["rows"] if row.get("foreign", 0.0) > suite.FOREIGN_MAX
+    }
+    if shared:
+        found.append(
+            f"others used up to {max(shared.values()):.0%} of the machine during runs of {', '.join(shared)}"
+        )
+    return found
 
 
 def _throughput(result: dict[str, Any], procs: int) -> str:

@@ -162,7 +162,7 @@ class Stage:
         if self._server is not None:
             pid = self._server.pid
             self._server.close()
-            _until(lambda: procfs.state(pid) in ("", "Z"), 20.0)
+            until(lambda: procfs.state(pid) in ("", "Z"), 20.0)
 
     @property
     def server(self) -> embedded.EmbeddedServer:
@@ -194,7 +194,7 @@ class Stage:
         settings = self.settings(procs=procs, grace_ms=5_000, **given)
         self._unwatch()
         self._supervisor = process.fork(lambda: self._supervise(settings, predictor), name="supervisor")
-        _until(lambda: self._look_for_workers(procs), PATIENCE_S, self._supervisor_lives)
+        until(lambda: self._look_for_workers(procs), PATIENCE_S, self._supervisor_lives)
         if len(self.workers) < procs:
             raise RunFailed(f"{len(self.workers)} of {procs} workers have started; {self._last_words()}")
         self._until_idle()
@@ -235,7 +235,7 @@ class Stage:
             return
         with suppress(ProcessLookupError):
             os.kill(self._supervisor, signal.SIGTERM)
-        if not _until(lambda: not self._supervisor_lives(), 15.0):
+        if not until(lambda: not self._supervisor_lives(), 15.0):
             process.kill_group(self._supervisor)
         process.wait_for(self._supervisor)
         self._supervisor, self.workers = 0, []
@@ -349,9 +349,10 @@ def _write_to(log: Path) -> None:
     os.close(descriptor)
 
 
-def _until(
+def until(
     condition: Callable[[], bool], patience_s: float, while_true: Callable[[], bool] = lambda: True
 ) -> bool:
+    """Wait for it, at most so long and no longer than the other is true. Whether it came."""
     end_ns = clock.monotonic_ns() + int(patience_s * 1e9)
     while not condition():
         if clock.monotonic_ns() > end_ns or not while_true():

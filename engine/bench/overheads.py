@@ -28,13 +28,12 @@ def _board(lab: Lab) -> Figures:
     """The stores and clocks of a job by themselves, and a job with everything but Redis; CPU, one process."""
     with lab.stage() as stage:
         jobs = lab.size(JOBS)
+        before = stage.read()
         watching = stage.produce(_watching(jobs))["cpu_ns"]
         running = stage.produce(_running(jobs // 4))["cpu_ns"]
-        return {
-            "watching": watching,
-            "running": running,
-            "floor": stage.produce(producing.floor())["cpu_ns"],
-        }
+        floor = stage.produce(producing.floor())["cpu_ns"]
+        stage.spent(before)
+        return {"watching": watching, "running": running, "floor": floor}
 
 
 class _Bare:

@@ -51,12 +51,17 @@ def bulk(jobs: int, task: str = _TASK, **options: Any) -> Produce:
 
 def bulk_of(jobs: int, task: str, payload: Mapping[str, Any], **options: Any) -> Produce:
     """`submit_many` of one type, with a number `n` in each payload beside what is given."""
+    return numbered(task, [payload] * jobs, **options)
+
+
+def numbered(task: str, payloads: Sequence[Mapping[str, Any]], **options: Any) -> Produce:
+    """The same with a payload of its own for each job."""
 
     def produce(app: App) -> Mapping[str, Any]:
         watch = Stopwatch()
-        numbered = ({"n": n, **payload} for n in range(jobs))
-        app.client.submit_alike(task_of(app, task), numbered, **options)
-        return watch.stop(jobs)
+        found = ({"n": n, **payload} for n, payload in enumerate(payloads))
+        app.client.submit_alike(task_of(app, task), found, **options)
+        return watch.stop(len(payloads))
 
     return produce
 

@@ -20,10 +20,7 @@ class Figure:
     more: bool = False
     mark: float | None = None
     stretch: float | None = None
-    steady: bool = True  # whether its spread counts for the verdict on noise
-
-    def meets(self, value: float, mark: float) -> bool:
-        return value >= mark if self.more else value <= mark
+    steady: bool = True  # whether its spread counts for the verdict on noise, if it has a mark
 
 
 @dataclass(frozen=True, kw_only=True)

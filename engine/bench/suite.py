@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +18,13 @@ from tqe.bench.ledger import Ledger
 from tqe.bench.scenario import Figure, Figures, Scenario
 from tqe.errors import SettingsError
 
-SCHEMA: Final = 1  # of the result file; bench/README.md describes it
+SCHEMA: Final = 2  # of the result file; bench/README.md describes it
 RUNS: Final = 5
 QUICK_SCALE: Final = 0.1
 ALL: Final = "all"
 
-# Above these a session is called noisy, and its figures are no result.
-SPREAD_MAX: Final = 0.15  # (max - min) / median of a steady figure
+# Above these a session is called noisy. A mark is judged by its own runs all the same: see `judged`.
+SPREAD_MAX: Final = 0.15  # (max - min) / median of a steady figure that has a mark
 FOREIGN_MAX: Final = 0.10  # of the machine, used by others (or by the kernel for its own ends) during a run
 LOAD_MAX: Final = 0.5  # load average of the last minute a core, before the first run
 
@@ -113,7 +113,7 @@ def run(
             "snapshots": "kept for every job",
             "workers": "as tqe run starts them, pinned where CPUs allow",
         },
-        "scenarios": {collected.scenario.name: _told(collected) for collected in found},
+        "scenarios": {collected.scenario.name: _told(collected, quick=quick) for collected in found},
     }
 
 
@@ -129,18 +129,43 @@ def _play(lab: Lab, collected: Collected) -> None:
 # ------------------------------------------------------------------ what is made of the runs
 
 
-def _told(collected: Collected) -> dict[str, Any]:
+def _told(collected: Collected, *, quick: bool) -> dict[str, Any]:
     scenario = collected.scenario
+    figures = {
+        figure.name: _summary(figure, values)
+        for figure in scenario.figures
+        if (values := [run[figure.name] for run in collected.runs if figure.name in run])
+    }
+    for figure in figures.values():
+        figure["judged"] = judged(figure, collected.foreign, quick=quick)
     return {
         "what": scenario.what,
         "foreign": collected.foreign,
         "failures": collected.failures,
-        "figures": {
-            figure.name: _summary(figure, values)
-            for figure in scenario.figures
-            if (values := [run[figure.name] for run in collected.runs if figure.name in run])
-        },
+        "figures": figures,
     }
+
+
+def judged(figure: Mapping[str, Any], foreign: Sequence[float], *, quick: bool) -> str | None:
+    """What the runs say of a mark, from a figure as result files hold it: `met` if each of them meets it,
+    `missed` if none does, else `met by 3 of 5`; `not judged: …` where they cannot say; None without a mark.
+
+    The worst run counts too, so noise cannot make a mark met, and noise elsewhere in the session takes
+    nothing away from it. `foreign`: part of the machine that others used, for each run of the scenario.
+    """
+    mark, values = figure["mark"], figure["values"]
+    if mark is None:
+        return None
+    if quick:
+        return "not judged: quick"
+    if len(values) < RUNS:
+        return f"not judged: {len(values)} of {RUNS} runs"
+    if max(foreign, default=0.0) > FOREIGN_MAX:
+        return f"not judged: {max(foreign):.0%} foreign use"
+    good = sum(value >= mark if figure["better"] == "more" else value <= mark for value in values)
+    if good == len(values):
+        return "met"
+    return f"met by {good} of {len(values)}" if good else "missed"
 
 
 def _summary(figure: Figure, values: list[float]) -> dict[str, Any]:
@@ -155,7 +180,6 @@ def _summary(figure: Figure, values: list[float]) -> dict[str, Any]:
         "min": _short(min(values)),
         "max": _short(max(values)),
         "spread": round(_spread(values), 4),
-        "met": None if figure.mark is None else figure.meets(middle, figure.mark),
         "values": [_short(value) for value in values],
     }
 
@@ -186,7 +210,8 @@ def _noise(found: Sequence[Collected], load: float, cores: int) -> list[str]:
         name = collected.scenario.name
         for figure in collected.scenario.figures:
             values = [run[figure.name] for run in collected.runs if figure.name in run]
-            if figure.steady and len(values) > 1 and _spread(values) > SPREAD_MAX:
+            counts = figure.steady and figure.mark is not None and len(values) > 1
+            if counts and _spread(values) > SPREAD_MAX:
                 reasons.append(f"{name}: {figure.label} spreads over {_spread(values):.0%}")
                 break
     return reasons

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import time
 from collections.abc import Iterator
 from itertools import cycle, islice
+from math import log
 from typing import Any, Final
 
 from tqe import clock
@@ -65,6 +67,11 @@ def _measuring(app: App, ledger: Ledger) -> None:
         ledger.put(n, clock.monotonic_ns())
         time.sleep(ms / 1000)
 
+    @app.task("MIXED")
+    def mixed(n: int, ms: float) -> None:
+        time.sleep(ms / 1000)
+        ledger.put(n, clock.monotonic_ns())
+
     @app.task("TICKS")
     async def ticks(n: int, rounds: int, ms: float) -> None:
         """How much later than asked the loop comes back, each time."""
@@ -101,6 +108,14 @@ def distinct_payloads() -> list[dict[str, Any]]:
 def payloads(n: int, distinct: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """So many payloads, the distinct ones again and again."""
     return islice(cycle(distinct), n)
+
+
+def durations_ms(jobs: int) -> list[float]:
+    """Run times between 50 µs and 50 ms, log-normal around their geometric middle, the same each time."""
+    low_ms, high_ms = 0.05, 50.0
+    chance = random.Random(jobs)
+    middle, sigma = log(low_ms * high_ms) / 2, log(high_ms / low_ms) / 6
+    return [min(high_ms, max(low_ms, chance.lognormvariate(middle, sigma))) for _ in range(jobs)]
 
 
 def text(size: int) -> str:

@@ -17,7 +17,7 @@ from tqe.cli.output import duration, err, facts, out, show, table
 REFRESH_NS: Final = 200_000_000
 _VERDICTS: Final = {
     "result": "quiet machine, enough runs: this is a result",
-    "noisy": "the machine was noisy: this is NOT a result",
+    "noisy": "the machine was noisy: this is NOT a result; marks are judged by their own runs",
     "quick": "a quick look with small numbers: this is not a result",
     "few": "too few runs to be a result (five or more are)",
     "failed": "some runs failed: this is not a result",
@@ -176,7 +176,7 @@ def _figures(result: Mapping[str, Any]) -> Any:
                 _number(figure["max"]),
                 figure["unit"],
                 _mark(figure),
-                _judged(figure, result["verdict"]),
+                _judged(figure["judged"]),
             )
             first = ""
     return grid
@@ -188,11 +188,8 @@ def _mark(figure: Mapping[str, Any]) -> str:
     return ("≥ " if figure["better"] == "more" else "≤ ") + _number(figure["mark"])
 
 
-def _judged(figure: Mapping[str, Any], verdict: str) -> Text:
-    """Nothing is called met or missed on the ground of what is no result."""
-    if figure["met"] is None or verdict != "result":
-        return Text("")
-    return Text("met", style="green") if figure["met"] else Text("missed", style="red")
+def _judged(said: str | None) -> Text:
+    return Text(said or "", style={"met": "green", "missed": "red"}.get(said or "", "yellow"))
 
 
 def _number(value: float) -> str:

@@ -62,9 +62,21 @@ def test_a_busy_machine_a_short_run_and_a_failure_are_told() -> None:
     assert "Not a result" not in table.tables(result())
     assert "Not a result" in table.tables(result(quiet=False))
     assert "Not a result" in table.tables(result(scale=0.1))
+    assert "Not a result:** one round" in table.tables(result(rounds=1))
     failed = result()
     failed["rows"].append({"peer": "celery", "procs": 1, "round": 2, "failed": "it broke"})
     assert "Runs of celery failed" in table.tables(failed)
+
+
+def test_what_others_used_during_a_run_makes_it_no_result_of_that_queue() -> None:
+    """Files of the first schema have no such figure, and are read as before."""
+    shared = result()
+    for row in shared["rows"]:
+        row["foreign"] = 0.02
+    assert "Not a result" not in table.tables(shared)
+    shared["rows"][0]["foreign"] = 0.23  # of celery
+    told = table.tables(shared)
+    assert "**Not a result:** others used up to 23% of the machine during runs of celery." in told
 
 
 def test_only_what_stands_between_the_marks_is_replaced() -> None:
@@ -85,28 +97,55 @@ def test_the_readme_says_what_the_committed_result_says() -> None:
 def test_each_mark_has_a_scenario_that_measures_it() -> None:
     for words, scenario, name in marks.MARKS:
         figures = {figure.name: figure for figure in suite.SCENARIOS[scenario].figures}
-        assert figures[name].mark is not None and figures[name].stretch is not None, words
+        assert figures[name].mark is not None, words
+
+
+def measured(*played: tuple[str, str, list[float], list[float]], **more: Any) -> dict[str, Any]:
+    """A result file with (scenario, figure, values, foreign use a run); marks are 5, and more is better."""
+    figure = {"median": 900_000.0, "min": 1.5, "max": 2.5, "unit": "jobs/s", "mark": 5.0, "stretch": 9.0}
+    return {
+        "schema": suite.SCHEMA,
+        "taken": "2030-01-02T03:04:05+00:00",
+        "machine": {"cpu": "a CPU", "cores": 2},
+        "versions": {"kernel": "6", "redis_server": "7", "python": "3.11"},
+        "runs": 5,
+        "quick": False,
+        "verdict": "noisy",
+        "noise": ["it was loud"],
+        "scenarios": {
+            scenario: {
+                "foreign": foreign,
+                "figures": {name: {**figure, "better": "more", "values": values}},
+            }
+            for scenario, name, values, foreign in played
+        },
+        **more,
+    }
 
 
 def test_the_table_of_marks_says_what_was_measured_met_and_missed() -> None:
-    figure = {"median": 900_000.0, "min": 1.5, "max": 2.5, "unit": "jobs/s", "mark": 5.0, "stretch": 9.0}
     told = marks.table(
-        {
-            "taken": "2030-01-02T03:04:05+00:00",
-            "machine": {"cpu": "a CPU", "cores": 2},
-            "versions": {"kernel": "6", "redis_server": "7", "python": "3.11"},
-            "runs": 5,
-            "verdict": "noisy",
-            "noise": ["it was loud"],
-            "scenarios": {
-                "drain": {"figures": {"rate": {**figure, "met": True}}},
-                "singles": {"figures": {"rate": {**figure, "met": False}}},
-            },
-        }
+        measured(
+            ("drain", "rate", [5.0, 6, 7, 8, 9], [0.0] * 5),
+            ("singles", "rate", [4.9] * 5, [0.1] * 5),
+            ("together", "rate", [4.9, 5, 6, 1, 7], [0.0] * 5),
+            ("results", "rate", [6.0] * 5, [0.0, 0.3, 0.0, 0.0, 0.0]),
+        )
     )
     assert "**noisy**" in told and "Noise: it was loud." in told
     assert "900,000 (1.5 to 2.5) | jobs/s | 5 | 9 | met |" in told
-    assert told.count("**missed**") == 1 and told.count("not measured") == len(marks.MARKS) - 2
+    assert told.count("**missed**") == 1 and told.count("not measured") == len(marks.MARKS) - 4
+    assert told.count("| met by 3 of 5 |") == 1
+    assert told.count("| not judged: 30% foreign use |") == 1
+
+
+def test_a_file_of_the_first_schema_is_judged_by_its_runs_and_an_unknown_one_is_refused() -> None:
+    """It said `met` of the median alone, under any noise."""
+    old = measured(("drain", "rate", [4.9, 5, 6, 1, 7], [0.0] * 5), schema=1)
+    old["scenarios"]["drain"]["figures"]["rate"]["met"] = True
+    assert "| met by 3 of 5 |" in marks.table(old)
+    with pytest.raises(SystemExit, match="schema 99"):
+        marks.table(measured(schema=99))
 
 
 @pytest.mark.skipif(not OWN_RESULT.exists(), reason="no result of tqe bench is committed")
