@@ -53,7 +53,9 @@ class JobDocument(Struct, rename="camel"):
     finished_at: str | None
     result: Any
     error: str | None
-    predicted_ms: Annotated[int | None, Meta(description="How long it will run, by the mean of its type.")]
+    predicted_ms: Annotated[
+        int | None, Meta(description="How long it will run: as predicted, or its type's mean.")
+    ]
     predicted_wait_ms: Annotated[int | None, Meta(description="How long until it starts, as of now.")]
 
 

@@ -66,8 +66,9 @@ class JobHandle(_Named):
         return self._client.job(self.id)
 
     def forecast(self) -> Forecast:
-        """How long the job will run and wait, in ms: by the mean of its type, and by what waits before it.
-        Each None where nobody can say: nothing like it was timed yet, it is due later, or no worker lives."""
+        """How long the job will run and wait, in ms: as a worker has predicted it, else by the mean of its
+        type; and by what goes before it in the order that is in use. Each None where nobody can say: nothing
+        like it was timed yet, it is due later, or no worker lives."""
         return self._client.forecast(self.id)
 
     def result(self, timeout: float | None = None) -> Any:

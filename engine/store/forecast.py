@@ -1,21 +1,27 @@
 """Owns what can be said beforehand of one job: how long it will run, and how long it will wait.
 
-Both come from means that were measured, and are None where nothing was. The wait is that of the order of
-entry with the workers of now; in a lane that is ordered a short job waits less, a long one more.
+How long it runs is what a worker has predicted when it scored the job, else the mean of its type; how long it
+waits is the work before it in the order that is in use, shared by the workers of now. Both are None where
+nothing was measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tqe import codec
 from tqe.errors import FrameError
-from tqe.job import JobStatus
+from tqe.job import JobStatus, split_job_id
 from tqe.store import backlog
+from tqe.store.backlog import Known
 from tqe.store.keys import Keys
+from tqe.store.model import Order, order_command, read_order
 from tqe.store.reading import ask
 from tqe.store.steps import Steps
+
+SEARCH_JOBS_MAX: Final = 20_000  # of the sorted part, in pages; behind that a job's score is reckoned
+SEARCH_PAGE: Final = 2_000
 
 _AHEAD = ("scheduled", "queued", "retrying", "running")
 
@@ -30,39 +36,97 @@ class Forecast(NamedTuple):
         return self._asdict()
 
 
+class _Place(NamedTuple):
+    """Where a job stands: its score in µs, and its predicted run time."""
+
+    score_us: float
+    predicted_s: float | None
+
+
 def forecast(keys: Keys, lanes: Sequence[str], job: JobStatus) -> Steps[Forecast]:
     """Of a job that has not ended. `lanes` in the order in which workers take from them; a wait is predicted
     for what waits in one of them, and for nothing that is due later or runs already."""
     if job.status not in _AHEAD or job.type is None:
         return Forecast()
-    mean_us, timed = yield from ask(("HGET", keys.means, job.type), ("HLEN", keys.means))
-    run_ms = _ms(int(mean_us)) if mean_us is not None and mean_us.isdigit() else None
     lane, since = job.lane, job.submitted_at
-    if job.status != "queued" or lane is None or lane not in lanes or since is None or not timed:
-        return Forecast(run_ms)
+    own = [] if lane is None else [lane]
+    mean_us, timed, told = yield from ask(
+        ("HGET", keys.means, job.type), ("HLEN", keys.means), order_command(keys, own)
+    )
+    mean_s = int(mean_us) / 1e6 if mean_us is not None and mean_us.isdigit() else None
+    if job.status != "queued" or lane is None or lane not in lanes or since is None:
+        return Forecast(_ms(mean_s))
+    order = read_order(told, own)
+    place = yield from _find(keys, lane, job.id, order)
+    if place is None or place.predicted_s is None:
+        score_us = since.timestamp() * 1e6 - order.likely_boost_us(lane, mean_s)
+        place = _Place(score_us if place is None else place.score_us, mean_s)
+    if not timed:
+        return Forecast(_ms(place.predicted_s))
     work = yield from backlog.look(keys, lanes)
-    own = work.lanes[lane]
-    if own.paused or not work.workers:
-        return Forecast(run_ms)
-    seconds = own.seconds * (yield from _share_before(keys, lane, round(since.timestamp() * 1000)))
+    if work.lanes[lane].paused or not work.workers:
+        return Forecast(_ms(place.predicted_s))
+    seconds = yield from _before(keys, lane, place, work.lanes[lane].listed_seconds, order)
     for higher in lanes[: lanes.index(lane)]:
         if not work.lanes[higher].paused:
             seconds += work.lanes[higher].seconds
-    return Forecast(run_ms, round(1000 * seconds / work.workers))
+    return Forecast(_ms(place.predicted_s), round(1000 * seconds / work.workers))
 
 
-def _share_before(keys: Keys, lane: str, entered_ms: int) -> Steps[float]:
-    """What part of a lane entered it before this moment, if jobs came evenly: its ends tell since when they
+def _find(keys: Keys, lane: str, name: str, order: Order) -> Steps[_Place | None]:
+    """The job in the sorted part of its lane, where it is alone in its frame once it was scored; None if it
+    is not there, or farther back than anybody may look."""
+    frame_id, index = split_job_id(name)
+    alone = b"????%s.%03d.0001.*" % (frame_id, index)
+    cursor, seen = b"0", 0
+    while seen < SEARCH_JOBS_MAX:
+        ((cursor, found),) = yield from ask(
+            ("ZSCAN", keys.sorted(lane), cursor, "MATCH", alone, "COUNT", SEARCH_PAGE)
+        )
+        for frame, score in zip(found[::2], found[1::2], strict=True):
+            try:
+                header = codec.peek(frame)
+            except FrameError:
+                continue
+            scored = header.flags & codec.SCORED
+            return _Place(float(score), order.predicted_s(lane, header.boost_us) if scored else None)
+        seen += SEARCH_PAGE
+        if cursor in (b"0", 0):
+            return None
+    return None
+
+
+def _before(keys: Keys, lane: str, place: _Place, listed_s: float, order: Order) -> Steps[float]:
+    """Seconds of work in the lane that go first: what is scored lower, and the part of the list that is
+    likely to be."""
+    lower, means, first, last = yield from ask(
+        ("ZCOUNT", keys.sorted(lane), "-inf", f"({place.score_us:.0f}"),
+        ("HGETALL", keys.means),
+        ("LINDEX", keys.queue(lane), 0),
+        ("LINDEX", keys.queue(lane), -1),
+    )
+    known = Known(backlog.numbers(means), order)
+    seconds = 0.0
+    if lower:
+        sample = yield from ask(*backlog.evenly(keys.sorted(lane), lower, lower))
+        frames = [frame for part in sample for frame in part]
+        seconds += lower * sum(known.seconds(frame, lane) for frame in frames) / max(1, len(frames))
+    # Nobody has scored what is in the list: it is held to be as long as the list's ends are.
+    boost_us = order.likely_boost_us(lane, known.mean_s([f for f in (first, last) if f], lane))
+    return seconds + listed_s * _share_before([first, last], place.score_us + boost_us)
+
+
+def _share_before(ends: Sequence[bytes | None], moment_us: float) -> float:
+    """What part of a list entered it before this moment, if jobs came evenly: its ends tell since when they
     wait. All of it where they tell nothing."""
-    ends = yield from ask(("LINDEX", keys.queue(lane), 0), ("LINDEX", keys.queue(lane), -1))
     try:
-        first_ms, last_ms = (codec.peek(frame).enqueued_us // 1000 for frame in ends)
+        first_us, last_us = (codec.peek(frame).enqueued_us for frame in ends)  # type: ignore[arg-type]
     except (FrameError, TypeError):
         return 1.0
-    if last_ms <= first_ms:
+    if last_us <= first_us:
         return 1.0
-    return min(1.0, max(0.0, (entered_ms - first_ms) / (last_ms - first_ms)))
+    return min(1.0, max(0.0, (moment_us - first_us) / (last_us - first_us)))
 
 
-def _ms(us: int) -> int:
-    return max(1, round(us / 1000))
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else max(1, round(seconds * 1000))

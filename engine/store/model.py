@@ -37,6 +37,19 @@ class Order(NamedTuple):
         mode = self.modes.get(lane, "fifo")
         return self.bound_us if mode == "bounded" else SJF_BOUND_US if mode == "sjf" else 0
 
+    def predicted_s(self, lane: str, boost_us: int) -> float | None:
+        """The prediction behind a boost: p = -m ln(boost / T). None for a boost that says nothing."""
+        bound_us = self.bound_of(lane)
+        if not 0 < boost_us <= bound_us or self.mean_us <= 0:
+            return None
+        return -self.mean_us / 1e6 * math.log(boost_us / bound_us)
+
+    def likely_boost_us(self, lane: str, predicted_s: float | None) -> float:
+        """What a worker would prefer such a job by: T * e^(-p/m); 0 where nothing orders."""
+        if predicted_s is None or self.mean_us <= 0 or not self.version or self.rung == "fifo":
+            return 0.0
+        return self.bound_of(lane) * math.exp(-predicted_s * 1e6 / self.mean_us)
+
 
 NO_ORDER: Final = Order("", "", 0, 0.0, {})
 

@@ -1,15 +1,17 @@
 """How much work waits, as read from a real Redis: by type, from both ends of a lane, whatever lies in it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import redis
 
 from tests.support.hands import Hands
 from tests.support.redis_server import RedisServer
+from tqe import codec
 from tqe.client import Client
+from tqe.job import IDS
 from tqe.settings import Settings
-from tqe.store import backlog
+from tqe.store import backlog, model
 from tqe.store.backlog import Backlog
 from tqe.store.keys import Keys
 
@@ -21,6 +23,23 @@ LANES = ("high", "normal", "low")
 def client(redis_server: RedisServer) -> Iterator[Client]:
     with Client(Settings(redis_url=redis_server.url)) as client:
         yield client
+
+
+def scored(
+    client: redis.Redis, lane: str, boosts_us: Sequence[int], *, entered_us: int = 10**15
+) -> list[str]:
+    """Frames of one that a worker has scored and given back; the ids of their jobs."""
+    names = []
+    for boost_us in boosts_us:
+        frame_id = IDS.frame_id()
+        frame = codec.pack(
+            [(b"A", b"{}", b"", False)], frame_id=frame_id, lane=lane, tracked=False, enqueued_us=entered_us
+        )
+        (own,) = codec.cut(frame, [(0, 1)], boost_us=boost_us, flags=codec.parse(frame).flags | codec.SCORED)
+        client.zadd(KEYS.sorted(lane), {own: entered_us - boost_us})
+        client.hincrby(KEYS.depth, f"{lane}:sorted", 1)
+        names.append(f"{frame_id.decode()}.0")
+    return names
 
 
 def look(client: Client) -> Backlog:
@@ -38,8 +57,8 @@ def test_each_lane_counts_by_the_types_that_wait_in_it(client: Client, redis_cli
     client.submit_alike("SHORT", [{}] * 5_000, priority="high")
     client.submit_alike("LONG", [{}] * 3)
     found = look(client)
-    assert found.lanes["high"] == pytest.approx((5_000, 10.0, False))
-    assert found.lanes["normal"] == pytest.approx((3, 30.0, False))
+    assert found.lanes["high"] == pytest.approx((5_000, 10.0, False, 10.0))
+    assert found.lanes["normal"] == pytest.approx((3, 30.0, False, 30.0))
     assert found.seconds == pytest.approx(40.0)
 
 
@@ -52,6 +71,23 @@ def test_both_ends_of_a_lane_are_read(client: Client, redis_client: redis.Redis)
     Hands(redis_client).fetch(40)  # the rest is LONG
     found = look(client)
     assert (found.seconds, found.workers) == (pytest.approx(120.0), 1)
+
+
+def test_the_sorted_part_is_sampled_evenly_and_by_what_was_predicted(
+    client: Client, redis_client: redis.Redis
+) -> None:
+    """Short jobs stand at one end of it and long ones at the other, so its ends alone tell nothing."""
+    redis_client.hset(KEYS.means, mapping={"A": 9_000_000})
+    bound_us, mean_us, jobs = 10**9, 10**7, 500
+    redis_client.hset(KEYS.model, mapping={"version": "v", "bound_us": bound_us, "mean_us": mean_us})
+    order = model.Order("v", "", bound_us, mean_us, {"normal": "bounded"})
+    run_s = [0.01 if at < 300 else 20.0 for at in range(jobs)]
+    scored(redis_client, "normal", [int(order.likely_boost_us("normal", one)) for one in run_s])
+    found = look(client).lanes["normal"]
+    assert found.jobs == jobs and found.listed_seconds == 0.0
+    assert found.seconds == pytest.approx(sum(run_s), rel=0.1)
+    redis_client.delete(KEYS.model)
+    assert look(client).lanes["normal"].seconds == pytest.approx(9.0 * jobs), "boosts tell nothing"
 
 
 def test_what_nobody_has_timed_counts_as_the_others_do_or_as_a_second(

@@ -1,6 +1,6 @@
 """What is said beforehand of a job: only what was measured, and null where nothing was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,10 @@ from tests.support.cli import Cli
 from tests.support.hands import Hands
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
+from tqe import codec
 from tqe.client import AsyncClient, Client
 from tqe.settings import Settings
+from tqe.store import model, settling
 from tqe.store.forecast import Forecast
 from tqe.store.keys import Keys
 
@@ -51,6 +53,47 @@ def test_who_entered_first_waits_for_higher_lanes_alone(client: Client, measured
     client.submit("LONG", {})
     _, wait_ms = first.forecast()
     assert wait_ms is not None and wait_ms < 3_000, "half of the lane at the most"
+
+
+def scored(measured: redis.Redis, seconds: Sequence[float]) -> None:
+    """A worker comes, predicts so much of the jobs that wait, in their order, and gives them back."""
+    order = model.Order("v", "", 10**9, 10**7, {"normal": "bounded"})
+    measured.hset(KEYS.model, mapping={"version": "v", "bound_us": order.bound_us, "mean_us": order.mean_us})
+    hands, batch, left = Hands(measured), settling.SettleBatch(), iter(seconds)
+    for lease, frame in hands.fetch().leases.items():
+        header = codec.parse(frame)
+        parts: list[bytes] = []
+        for index in range(header.base, header.base + header.n):
+            boost_us = int(order.likely_boost_us("normal", next(left)))
+            parts += codec.cut(frame, [(index, 1)], boost_us=boost_us, flags=header.flags | codec.SCORED)
+        batch.add(settling.returned(lease, parts))
+    for made in batch.calls(KEYS, hands.incarnation, result_ttl_s=60, dlq_max=100):
+        assert set(hands.door.run(made.call)[1]) == {ord("1")}
+    measured.zrem(KEYS.incarnations, hands.incarnation)
+
+
+def test_a_scored_job_runs_as_predicted_and_waits_by_its_place(client: Client, measured: redis.Redis) -> None:
+    jobs = client.submit_many([("LONG", {})] * 100)
+    seconds = [(at * 37 % 100 + 1) / 10 for at in range(100)]
+    scored(measured, seconds)
+    for at in (0, 1, 50, 63, 99):
+        run_ms, wait_ms = jobs[at].forecast()
+        assert run_ms == pytest.approx(1000 * seconds[at], abs=2)
+        before_s = sum(one for one in seconds if one < seconds[at])
+        assert wait_ms == pytest.approx(1000 * before_s / 2, abs=60), "two workers share what goes first"
+    late = client.submit("SHORT", {})
+    run_ms, wait_ms = late.forecast()
+    assert run_ms == 20 and wait_ms is not None and wait_ms < 100, "its type says so"
+    client.submit("LONG", {})
+    assert late.forecast().predicted_wait_ms == pytest.approx(0, abs=20), "who came later waits"
+
+
+def test_without_an_order_scores_of_before_say_no_run_time(client: Client, measured: redis.Redis) -> None:
+    jobs = client.submit_many([("LONG", {})] * 3)
+    scored(measured, [30.0, 20.0, 10.0])
+    measured.hset(KEYS.model, "mode:normal", "fifo")
+    assert [job.forecast().predicted_ms for job in jobs] == [3_000] * 3
+    assert [job.forecast().predicted_wait_ms for job in jobs] == [3_000, 1_500, 0], "their places hold"
 
 
 def test_nothing_is_said_where_nothing_is_known(client: Client, redis_client: redis.Redis) -> None:
