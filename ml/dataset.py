@@ -1,7 +1,8 @@
 """Owns traces: what is known of past jobs, in the order in which they were submitted.
 
-A trace is a csv.gz with one line a job (seconds since the first, columns known at submission, duration) and a
-schema.json that names its columns. Anything else that can yield `Record`s becomes a `Trace` by `collect`.
+A trace is a csv.gz with one line a job (seconds since the first, columns known at submission, duration, the
+wait where it is known) and a schema.json that names its columns. Anything else that can yield `Record`s
+becomes a `Trace` by `collect`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ Value = float | str | None
 ROWS_MAX: Final = 5_000_000
 DURATION_MIN_S: Final = 1e-6  # a duration of 0 has no logarithm and no ratio
 _SUBMIT: Final = "submit_s"
+_WAIT: Final = "wait_s"  # from submission to start; not every trace tells it
 _SCHEMA_DEFAULTS: Final[Mapping[str, Any]] = {
     "numeric": [],
     "categorical": [],
@@ -51,6 +53,7 @@ class Record(NamedTuple):
     facts: Facts
     submit_s: float  # from any origin
     duration_s: float
+    wait_s: float = 0.0  # from submission to start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class Trace:
     facts: Sequence[Facts]
     submit_s: Sequence[float]
     duration_s: Sequence[float]
+    end_s: Sequence[float]  # when a job's duration was known
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]  # besides the type
 
@@ -74,6 +78,7 @@ class Trace:
             facts=self.facts[start:stop],
             submit_s=self.submit_s[start:stop],
             duration_s=self.duration_s[start:stop],
+            end_s=self.end_s[start:stop],
             numeric=self.numeric,
             categorical=self.categorical,
         )
@@ -95,11 +100,15 @@ def collect(
     if not good:
         raise ModelError(f"{name} has no usable job")
     origin_s = good[0].submit_s
+    submit_s = [record.submit_s - origin_s for record in good]
+    duration_s = [max(record.duration_s, DURATION_MIN_S) for record in good]
+    waits_s = [record.wait_s if 0 < record.wait_s < math.inf else 0.0 for record in good]
     return Trace(
         name=name,
         facts=[record.facts for record in good],
-        submit_s=[record.submit_s - origin_s for record in good],
-        duration_s=[max(record.duration_s, DURATION_MIN_S) for record in good],
+        submit_s=submit_s,
+        duration_s=duration_s,
+        end_s=[sum(times) for times in zip(submit_s, waits_s, duration_s, strict=True)],
         numeric=tuple(numeric),
         categorical=tuple(categorical),
     )
@@ -178,7 +187,7 @@ def _rows(
                     fields=fields,
                     **{name: _FACTS[name](line[name]) for name in told},
                 )
-                yield Record(facts, submit_s, number(line[target]))
+                yield Record(facts, submit_s, number(line[target]), number(line.get(_WAIT)))
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as e:
         raise ModelError(f"the trace {path} cannot be read: {e}") from e
 

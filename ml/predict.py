@@ -25,7 +25,8 @@ class Batch(Protocol):
 
 
 class Walk:
-    """A trace walked once in the order of submission, each job completing when its duration is over.
+    """A trace walked once in the order of submission. Each job completes when it had ended in truth: behind a
+    backlog that is long after its submission, and whoever came meanwhile could not know how long it took.
 
     `means`, `type_means` and `rows` are what was known of each job at its submission; `history` and `types`
     are what is known when the last job has been submitted, and `late` what has not completed by then.
@@ -41,18 +42,22 @@ class Walk:
         self.type_means: list[float] = []
         self.rows: list[list[float]] = []
         keys = [columns.keys(facts) for facts in trace.facts]
-        ends = sorted(range(len(trace)), key=lambda job: (trace.submit_s[job] + trace.duration_s[job], job))
+        ends = sorted(range(len(trace)), key=lambda job: (trace.end_s[job], job))
         done = 0
         for job, submit_s in enumerate(trace.submit_s):
-            while trace.submit_s[ends[done]] + trace.duration_s[ends[done]] <= submit_s:
+            while trace.end_s[ends[done]] <= submit_s:
                 self._completed(trace, keys, ends[done])
                 done += 1
             self._submitted(trace, keys[job], job, rows)
         origin_s = trace.submit_s[-1]
-        self.late = [
-            (trace.submit_s[job] + trace.duration_s[job] - origin_s, keys[job], trace.duration_s[job])
-            for job in ends[done:]
-        ]
+        self.late = [(trace.end_s[job] - origin_s, keys[job], trace.duration_s[job]) for job in ends[done:]]
+
+    def whole_history(self) -> History:
+        """What is known when the last of them has ended: this is what a version starts from."""
+        history = self.history.copy()
+        for _, keys, duration_s in self.late:
+            history.completed(keys, duration_s)
+        return history
 
     def _completed(self, trace: Trace, keys: Sequence[list[Any]], job: int) -> None:
         self.history.completed(keys[job], trace.duration_s[job])

@@ -74,7 +74,7 @@ def facts_of(run: Run, numeric: Sequence[str], categorical: Sequence[str]) -> Fa
 def _records(runs: Iterable[Run], numeric: Sequence[str], categorical: Sequence[str]) -> Iterator[Record]:
     for run in runs:
         facts = facts_of(run, numeric, categorical)
-        yield Record(facts, facts.at_s, float(run["run_us"]) / 1e6)
+        yield Record(facts, facts.at_s, float(run["run_us"]) / 1e6, _wait_s(run))
 
 
 def write(path: Path, schema_path: Path, runs: Sequence[Run]) -> None:
@@ -110,7 +110,6 @@ def write(path: Path, schema_path: Path, runs: Sequence[Run]) -> None:
 
 def _line(run: Run, origin_s: float, numeric: Sequence[str], categorical: Sequence[str]) -> list[Any]:
     facts = facts_of(run, numeric, categorical)
-    wait_s = max(0.0, (float(run.get("start_us", run["entered_us"])) - float(run["entered_us"])) / 1e6)
     return [
         f"{facts.at_s - origin_s:.6f}",
         facts.type,
@@ -119,10 +118,15 @@ def _line(run: Run, origin_s: float, numeric: Sequence[str], categorical: Sequen
         int(facts.payload_bytes),
         facts.attempt,
         *(_cell(facts.fields[name]) for name in numeric),
-        f"{wait_s:.6f}",
+        f"{_wait_s(run):.6f}",
         run.get("outcome", "done"),
         f"{float(run['run_us']) / 1e6:.6f}",
     ]
+
+
+def _wait_s(run: Run) -> float:
+    """Seconds from entry to start; 0 where the start is not told."""
+    return max(0.0, (float(run.get("start_us", run["entered_us"])) - float(run["entered_us"])) / 1e6)
 
 
 def _cell(value: Any) -> Any:

@@ -47,7 +47,7 @@ def write(folder: Path, jobs: int = 2000) -> tuple[Path, Path]:
     with gzip.open(path, "wt", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(("submit_s", "type", "user", "size", "duration_s"))
-        for facts, submit_s, duration_s in records(jobs):
+        for facts, submit_s, duration_s, _ in records(jobs):
             lines.writerow(
                 (
                     f"{submit_s:.6f}",

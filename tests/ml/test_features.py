@@ -24,6 +24,7 @@ def with_duration(trace: Trace, job: int, duration_s: float) -> Trace:
         facts=trace.facts,
         submit_s=trace.submit_s,
         duration_s=durations,
+        end_s=[*trace.end_s[:job], trace.submit_s[job] + duration_s, *trace.end_s[job + 1 :]],
         numeric=trace.numeric,
         categorical=trace.categorical,
     )
@@ -51,6 +52,22 @@ def test_a_row_changes_exactly_when_a_completion_before_it_changes(seed: int) ->
     assert not any(m and not k for m, k in zip(moved, known, strict=True))
     later = next(i for i, k in enumerate(known) if k and trace.facts[i].type == trace.facts[job].type)
     assert moved[later] and before.means[later] != after.means[later]
+
+
+def test_nobody_knows_of_a_job_that_waited_before_it_has_ended() -> None:
+    """A log of a backlog: the durations of those in front were not known when the others came."""
+    lines = [Record(facts, at_s, took_s, 40.0) for facts, at_s, took_s, _ in made.records(300)]
+    trace = collect("backlog", lines, numeric=("size",), categorical=("user",))
+    walk = Walk(trace, Columns(schema_of(trace)))
+    for job in range(0, 300, 7):
+        ended = sum(end_s <= trace.submit_s[job] for end_s in trace.end_s[:job])
+        assert ended < job or not job
+        unknown = math.isnan(walk.rows[job][0])
+        assert unknown == (ended == 0)
+    first = next(job for job in range(300) if trace.submit_s[job] >= trace.end_s[0])
+    assert first > 20 and all(math.isnan(row[0]) for row in walk.rows[:first])
+    assert len(walk.late) > 20
+    assert walk.whole_history().jobs == 300 > walk.history.jobs, "a version knows them all"
 
 
 def test_rows_of_a_walk_do_not_depend_on_what_comes_later() -> None:
