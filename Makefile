@@ -19,7 +19,7 @@ TREE := $(shell find engine ml lua -type f '(' -name '*.py' -o -name '*.pyi' -o 
 	-o -path '*/assets/*' ')' | sort)
 CYTHON := $(wildcard engine/*.pyx engine/*.pxi engine/*.pxd)
 
-.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-http bench-ordering peers-table marks-table screenshots hostile lint stub campaign image-check clean FORCE
+.PHONY: install demo test bench bench-compare bench-counts bench-peers bench-http bench-ordering bench-ordering-engine peers-table marks-table ordering-tables screenshots hostile lint stub campaign image-check clean FORCE
 
 install: $(VENV)/.built
 
@@ -79,6 +79,14 @@ marks-table: install
 bench-ordering: install
 	$(BIN)/python -m bench.ordering.run $(if $(TRACES),--traces $(TRACES))
 	$(BIN)/python -m bench.ordering.replay $(if $(TRACES),--traces $(TRACES)) $(if $(TRACE),--trace $(TRACE))
+
+# what ordering costs in running workers, with marks; ENGINE_ARGS="--scale 0.1 --out FILE"
+bench-ordering-engine: install
+	$(BIN)/python -m bench.ordering.engine $(ENGINE_ARGS)
+
+# the tables of docs/ORDERING.md and of the top README, from the committed results about ordering
+ordering-tables: install
+	$(BIN)/python -m bench.ordering.tables
 
 # HOSTILE_ARGS="--requests 20000 --seed 2"
 hostile: install

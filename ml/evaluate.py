@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from tqe.ml import ModelError, need
 from tqe.ml.dataset import Trace
-from tqe.ml.gate import SCALE, BoundChoice
+from tqe.ml.gate import SCALE
 from tqe.ml.order import Bound
 from tqe.ml.predict import Learner, Ordered
 from tqe.ml.simulate import Fifo, Fixed, Policy, fifo_wait_s, replay, stretched
-from tqe.ml.trainer import Judged, judge
+from tqe.ml.trainer import BUSY_LOAD, Judged, judge
 
 TRAIN_SHARE: Final = 0.6
 LOADS: Final = (0.7, 0.8, 0.9, 0.95)
@@ -24,6 +24,7 @@ POLICIES: Final = (
     "sjf_type_mean",
     "bounded",
     "bounded_chosen",
+    "bounded_fixed",
 )
 
 
@@ -93,13 +94,8 @@ class _Replays:
             if mode == "sjf" and chosen != "fifo":
                 policy = self._ordered(chosen, None, judged.mean_s)
             elif mode == "bounded" and chosen != "fifo":
-                # A T in seconds is a prior that nothing outweighs.
-                bound = (
-                    Bound(factor=judged.bound(chosen, (None,)).bound_factor, wait_s=self._recent_wait_s(None))
-                    if bound_s is None
-                    else Bound(factor=1.0, wait_s=bound_s, prior_jobs=math.inf)
-                )
-                policy = self._ordered(chosen, bound, SCALE * judged.mean_s)
+                fixed_s = self._published_s(chosen, None) if bound_s is None else bound_s
+                policy = self._ordered(chosen, _fixed(fixed_s), SCALE * judged.mean_s)
             start_s = replay(arrive_s, test.duration_s, servers, policy)
             wait_s = (math.fsum(start_s) - math.fsum(arrive_s)) / len(test)
             found[mode] = figures(arrive_s, test.duration_s, start_s) | {"mean_wait_s": wait_s}
@@ -120,12 +116,16 @@ class _Replays:
             arrive_s = stretched(before.submit_s, before.duration_s, self._servers, load)
         return fifo_wait_s(arrive_s, before.duration_s, self._servers)
 
+    def _published_s(self, kind: str, load: float | None) -> float:
+        """T that `tqe ml train` would publish from the log before, had its jobs come at this load."""
+        return self._judged.bound(kind, (load, BUSY_LOAD)).bound_factor * self._recent_wait_s(load)
+
     def _same_as(self, name: str) -> str:
         """The policy of which this one would be a repetition."""
         chosen = self._judged.verdict.chosen
         if name == "bounded_chosen" and chosen == self._model:
             return "bounded"
-        if name == "bounded_chosen" and chosen == "fifo":
+        if name in ("bounded_chosen", "bounded_fixed") and chosen == "fifo":
             return "fifo"
         return ""
 
@@ -143,10 +143,11 @@ class _Replays:
             kind = name.removeprefix("sjf_")
             return self._ordered(self._model if kind == "model" else kind, None, self._judged.mean_s)
         kind = self._model if name == "bounded" else self._judged.verdict.chosen
-        return self._bounded(kind, wait_s, self._judged.bound(kind, (load, _busier(load))))
-
-    def _bounded(self, kind: str, wait_s: float, choice: BoundChoice) -> Policy:
-        bound = Bound(factor=choice.bound_factor, wait_s=wait_s)
+        if name == "bounded_fixed":
+            bound = _fixed(self._published_s(kind, load))
+        else:
+            choice = self._judged.bound(kind, (load, _busier(load)))
+            bound = Bound(factor=choice.bound_factor, wait_s=wait_s)
         return self._ordered(kind, bound, SCALE * self._judged.mean_s)
 
     def _ordered(self, kind: str, bound: Bound | None, scale_s: float) -> Policy:
@@ -160,6 +161,11 @@ class _Replays:
             work=learner.work,
             on_completed=learner.completed,
         )
+
+
+def _fixed(bound_s: float) -> Bound:
+    """A T that stands still, as in the engine: a prior that nothing outweighs."""
+    return Bound(factor=1.0, wait_s=bound_s, prior_jobs=math.inf)
 
 
 def _busier(load: float) -> float:
@@ -202,7 +208,7 @@ def what_if(
     trace: Trace, *, servers: Sequence[int], modes: Sequence[str], bound_s: float | None = None
 ) -> dict[str, Any]:
     """The last 40 % of a trace at the times at which its jobs came, for each number of servers and mode.
-    `bound_s` fixes T; else it is kept up to date as the gate found best. Raises ModelError."""
+    Without `bound_s` T is the one that `tqe ml train` would have published before. Raises ModelError."""
     cut = int(len(trace) * TRAIN_SHARE)
     if cut < 1 or len(trace) - cut < 2:
         raise ModelError(f"{trace.name} has only {len(trace)} jobs: too few to learn and replay")

@@ -15,6 +15,7 @@ _COLOURS: Final[Mapping[str, str]] = {
     "sjf_type_mean": "#66a61e",
     "bounded": "#d95f02",
     "bounded_chosen": "#e7298a",
+    "bounded_fixed": "#666666",
 }
 _FIGURES: Final = (("mean_vs_fifo", "mean"), ("p95_vs_fifo", "p95"), ("p99_vs_fifo", "p99"))
 

@@ -91,18 +91,24 @@ def predictions(fitted: Fitted, booster: Booster | None) -> dict[str, list[float
     return found
 
 
-def publish(trace: Trace, folder: Path, *, servers: int, trained_at: datetime) -> tuple[Path, model.Manifest]:
+def publish(
+    trace: Trace, folder: Path, *, servers: int, trained_at: datetime, bound_s: float | None = None
+) -> tuple[Path, model.Manifest]:
     """Train on a trace and write what the gate chose as a new version below `folder`. The same
-    trace gives the same model and history, byte for byte. Raises ModelError."""
+    trace gives the same model and history, byte for byte. `bound_s` is a T that somebody wants instead of the
+    one that replays would find. Raises ModelError."""
     judged = judge(trace, servers=servers)
     fitted, chosen = judged.fitted, judged.verdict.chosen
     text = fitted.model if chosen == "model" else None
-    history = model.encode_history(fitted.walk.history)
+    history = model.encode_history(fitted.walk.whole_history())
     rows: list[list[float]] = []
     ratios: list[float] = []
     if text is not None and judged.booster is not None:
         rows, ratios = model.reference(fitted.walk.rows[fitted.split.gate :], judged.booster, fitted.columns)
-    choice = judged.bound(chosen)
+    choice = BoundChoice(bound_factor=0.0, reason="T was given in seconds")
+    if bound_s is None:
+        choice = judged.bound(chosen)
+        bound_s = choice.bound_factor * fifo_wait_s(trace.submit_s, trace.duration_s, servers)
     held = slice(fitted.split.gate, None)
     predicted = judged.predicted.get(chosen, fitted.walk.means)
     manifest = model.Manifest(
@@ -122,7 +128,7 @@ def publish(trace: Trace, folder: Path, *, servers: int, trained_at: datetime) -
         gate=judged.verdict.dump() | {"bound_factor": choice.bound_factor, "bound": choice.reason},
         mean_s=judged.mean_s,
         scale_s=SCALE * judged.mean_s,
-        bound_s=choice.bound_factor * fifo_wait_s(trace.submit_s, trace.duration_s, servers),
+        bound_s=bound_s,
         bound_factor=choice.bound_factor,
         floor=floor_of(predicted[held], trace.duration_s[held]),
         reference_rows=rows,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from bench.ordering import tables
 from bench.ordering.run import heading, traces
 from tqe import clock
 from tqe.app import App
@@ -392,34 +393,7 @@ def main() -> None:
         results["prefetch"] = prefetch(Path(folder) / "prefetch")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(show(results))
-
-
-def show(results: dict[str, Any]) -> str:
-    """Markdown: change of mean / p50 / p95 / p99 / max against FIFO in per cent."""
-    names = ("mean", "p50", "p95", "p99", "max")
-    told = results["replay"]
-    lines = [
-        f"**{told['trace']}**, {told['jobs']:,} jobs, {told['servers']} workers, load {told['load']}",
-        "",
-    ]
-    lines += ["| order | measured | forecast |", "|---|---|---|"]
-    for name, run in told["runs"].items():
-        if name == "fifo":
-            cells = [
-                " / ".join(f"{run[p][f'{n}_s']:.3g}" for n in names) + " s" for p in ("measured", "forecast")
-            ]
-        else:
-            cells = [
-                " / ".join(f"{100 * run[p][f'{n}_vs_fifo']:+.0f}" for n in names)
-                + f" · {100 * run[p]['share_of_exact_sjf']:.0f}"
-                for p in ("measured", "forecast")
-            ]
-        lines += [f"| {name} | " + " | ".join(cells) + " |"]
-    lines += ["", "| prefetch | short jobs: mean / p50 / p95 / p99 / max, ms |", "|---|---|"]
-    for name, run in results["prefetch"]["runs"].items():
-        lines += [f"| {name} | " + " / ".join(f"{1000 * run['short'][f'{n}_s']:.0f}" for n in names) + " |"]
-    return "\n".join(lines)
+    print(tables.replayed(results), tables.prefetched(results), sep="\n\n")
 
 
 if __name__ == "__main__":

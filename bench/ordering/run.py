@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.ordering import made
+from bench.ordering import made, tables
 from tqe import __version__
 from tqe.bench import machine
 from tqe.ml import dataset, evaluate, model, order, plots, simulate, trainer
@@ -173,27 +173,6 @@ def cost(trace: Trace, judged: Judged) -> dict[str, Any]:
     return found
 
 
-def show(results: dict[str, Any]) -> str:
-    """Markdown: change of mean / p95 / p99 / max against FIFO in per cent, and the share of the oracle."""
-    lines = []
-    for name, found in results["traces"].items():
-        report = found["evaluation"]
-        lines += [f"**{name}** ({found['jobs']:,} jobs), chosen: {report['chosen']}", ""]
-        lines += ["| policy | " + " | ".join(f"load {load}" for load in report["loads"]) + " |"]
-        lines += ["|---|" + "---|" * len(report["loads"])]
-        for policy in evaluate.POLICIES[1:]:
-            cells = []
-            for policies in report["loads"].values():
-                row = policies[policy]
-                changes = " / ".join(
-                    f"{100 * row[f'{w}_vs_fifo']:+.0f}" for w in ("mean", "p95", "p99", "max")
-                )
-                cells.append(f"{changes} · {100 * row['share_of_oracle']:.0f}")
-            lines += [f"| {policy} | " + " | ".join(cells) + " |"]
-        lines += [""]
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--traces", type=Path)
@@ -210,7 +189,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     plots.draw([found["evaluation"] for found in results["traces"].values()], options.out / f"{name}.svg")
-    print(show(results))
+    print(tables.evaluations(results["traces"]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tqe.cli.options import json_option, with_settings
 from tqe.cli.output import duration, emit, err, number, out, table
 from tqe.settings import Settings
 from tqe.store import learning as stored
+from tqe.store.model import SJF_BOUND_US
 
 _TRACE = click.argument("trace", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 _SCHEMA = click.option(
@@ -58,6 +59,7 @@ def ml() -> None:
       tqe ml status
       tqe ml simulate --servers 4,8,16                      what if, from your own history
       tqe ml train                                          learn, judge, publish what wins
+      tqe ml train --bound 30                               nobody is overtaken by what came 30 s later
       tqe ml mode low sjf
       tqe ml evaluate jobs.csv.gz --schema schema.json --servers 8
       tqe ml train jobs.csv.gz --schema schema.json --out models
@@ -163,6 +165,13 @@ def _policies(policies: Mapping[str, Mapping[str, float]]) -> Any:
     metavar="N",
     help="Workers that the gate's replays assume.",
 )
+@click.option(
+    "--bound",
+    "bound_s",
+    type=click.FloatRange(0, SJF_BOUND_US / 1e6),
+    metavar="SECONDS",
+    help="T: nobody is overtaken by a job that entered so much later.  [default: found by replays]",
+)
 @click.option("--background", is_flag=True, hidden=True, help="Give way to everything else.")
 @json_option
 @with_settings
@@ -172,6 +181,7 @@ def train(
     schema_path: Path | None,
     folder: Path | None,
     servers: int,
+    bound_s: float | None,
     background: bool,
     as_json: bool,
 ) -> None:
@@ -180,6 +190,9 @@ def train(
     Learns from the captured runs, or from a TRACE. What wins in replays of the last jobs is published: the
     model, the hierarchical mean, or FIFO with the reason. All workers take it within seconds. With --out it
     is only written to that folder. The same trace gives the same model, byte for byte.
+
+    How far the bounded mode may go, T, is found by replays too; --bound sets it by hand, until the next
+    training.
     """
     from tqe.ml import model, trainer
 
@@ -187,7 +200,9 @@ def train(
         os.nice(NICE)
     with err().status("training"), tempfile.TemporaryDirectory(prefix="tqe-model-") as made:
         read = _read(settings, trace, schema_path)
-        path, manifest = trainer.publish(read, folder or Path(made), servers=servers, trained_at=model.now())
+        path, manifest = trainer.publish(
+            read, folder or Path(made), servers=servers, trained_at=model.now(), bound_s=bound_s
+        )
         if folder is None:
             with learning.opened(settings) as queue:
                 learning.publish(queue, path, manifest)

@@ -62,6 +62,14 @@ def test_train_publishes_and_says_why(files: tuple[str, str], tmp_path: Path) ->
     assert "chosen: " in people.stdout and "T = " in people.stdout
 
 
+def test_train_takes_a_bound_in_seconds(files: tuple[str, str], tmp_path: Path) -> None:
+    told = ("train", files[0], "--schema", files[1], "--out", str(tmp_path), "--bound")
+    said = json.loads(run(*told, "30.5", "--json").stdout)
+    assert said["bound_s"] == 30.5 and said["gate"]["bound"] == "T was given in seconds"
+    assert model.read(Path(said["folder"])).manifest.bound_s == 30.5
+    assert run(*told, "-1").exit_code == 2
+
+
 def test_simulate_answers(files: tuple[str, str]) -> None:
     result = run(
         "simulate", files[0], "--schema", files[1], "--servers", "2,4", "--modes", "fifo,sjf", "--json"

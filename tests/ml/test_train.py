@@ -17,7 +17,7 @@ def uniform(jobs: int = 1500) -> list[Record]:
     """Nothing to predict: durations have nothing to do with anything."""
     return [
         Record(facts, at, 1.0 + (i * 7919 % 101) / 1000)
-        for i, (facts, at, _) in enumerate(made.records(jobs))
+        for i, (facts, at, *_) in enumerate(made.records(jobs))
     ]
 
 
@@ -31,7 +31,7 @@ def test_a_model_is_chosen_where_it_orders_better(published) -> None:  # type: i
 def test_the_mean_is_chosen_where_a_model_wins_nothing() -> None:
     """Durations that depend on type and user alone: the history says it all."""
     lines = [
-        Record(f, at, {"A": 1.0, "B": 3.0, "C": 9.0, "D": 27.0}[f.type]) for f, at, _ in made.records(2000)
+        Record(f, at, {"A": 1.0, "B": 3.0, "C": 9.0, "D": 27.0}[f.type]) for f, at, *_ in made.records(2000)
     ]
     judged = trainer.judge(collect("t", lines, numeric=("size",), categorical=("user",)), servers=4)
     assert judged.verdict.chosen == "hierarchical_mean"
@@ -98,7 +98,7 @@ def test_one_lucky_t_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_trace_of_nothing_but_the_same_moment_can_be_judged() -> None:
-    lines = [Record(f, 0.0, s) for f, _, s in made.records(1200)]
+    lines = [Record(f, 0.0, s) for f, _, s, _ in made.records(1200)]
     report, _ = evaluate.evaluate(
         collect("burst", lines, numeric=("size",), categorical=("user",)), servers=4
     )
@@ -128,6 +128,7 @@ def test_the_report_has_the_promised_shape(report) -> None:  # type: ignore[no-u
             "sjf_type_mean",
             "bounded",
             "bounded_chosen",
+            "bounded_fixed",
         }
         for found in policies.values():
             assert {
@@ -147,6 +148,31 @@ def test_the_report_says_what_it_should(report) -> None:  # type: ignore[no-unty
         assert policies["bounded"]["share_of_oracle"] > 0.2
         assert policies["bounded"]["p99_vs_fifo"] <= 0.08 and policies["bounded"]["max_vs_fifo"] <= 0.25
         assert by_model["mean_vs_fifo"] == pytest.approx(by_model["mean_s"] / fifo["mean_s"] - 1, abs=1e-4)
+
+
+def test_the_fixed_bound_is_the_one_that_would_be_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One T for all jobs, whatever the backlog; and where the gate wants FIFO, FIFO."""
+    asked: list[tuple[str, float]] = []
+
+    class Spy(evaluate.Bound):
+        __slots__ = ()
+
+        def arrived(self, backlog_s: float) -> float:
+            asked.append(("fixed" if self._jobs == math.inf else "follows", super().arrived(backlog_s)))
+            return asked[-1][1]
+
+    monkeypatch.setattr(evaluate, "Bound", Spy)
+    trace = made.trace(3000)
+    found = evaluate.evaluate(trace, servers=8, loads=(0.9,))[0]["loads"]["0.9"]
+    fixed = {bound_s for kind, bound_s in asked if kind == "fixed"}
+    assert len(fixed) == 1 and len({bound_s for kind, bound_s in asked if kind == "follows"}) > 100
+    assert found["bounded_fixed"]["mean_vs_fifo"] < 0
+    judged = evaluate.judge(trace.part(0, 1800), servers=8)
+    arrive_s = evaluate.stretched(trace.submit_s[:1800], trace.duration_s[:1800], 8, 0.9)
+    published_s = judged.bound("model", (0.9, trainer.BUSY_LOAD)).bound_factor * evaluate.fifo_wait_s(
+        arrive_s, trace.duration_s[:1800], 8
+    )
+    assert fixed.pop() == pytest.approx(published_s)
 
 
 def test_the_report_is_the_same_each_time(report) -> None:  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ import pytest
 
 from bench import counts, marks
 from bench.documents import put
-from bench.ordering import made, replay
+from bench.ordering import made, replay, tables
 from bench.peers import peers, table
 from bench.rest import table as rest_table
 from tqe.bench import suite
@@ -223,3 +223,18 @@ def test_a_document_without_the_marks_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="lacks the marks"):
         rest_table.put(found, document)
     assert document.read_text() == "# A page\n"
+
+
+@pytest.mark.parametrize("path", [tables.README, tables.DOCUMENT])
+def test_what_is_said_about_ordering_is_what_the_committed_results_say(path: str) -> None:
+    """`make ordering-tables` after new results."""
+    text = (ROOT / path).read_text("utf-8")
+    assert tables.written(path, text, tables.read()) == text
+
+
+def test_a_missed_mark_of_ordering_is_bold() -> None:
+    loads = {"0.9": {"bounded_chosen": dict.fromkeys(("p95_vs_fifo", "p99_vs_fifo", "max_vs_fifo"), 0.05)}}
+    loads["0.9"]["bounded_chosen"]["share_of_oracle"] = 0.25
+    files = {"traces": {"traces": {"t": {"evaluation": {"loads": loads}}}}, "made": {"traces": {}}}
+    row = tables.SECTIONS["ordering-marks"][1](files).splitlines()[-1]
+    assert row == "| t | bounded_chosen | **+5.0 %** | +5.0 % | +5.0 % | **25.0 to 25.0 %** |"
