@@ -11,10 +11,12 @@ up to that of the fold that is there has been counted; one that carries the next
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +37,10 @@ _Book: Final[Any] = MmapedDict
 _merge: Final[Any] = MultiProcessCollector.merge
 _make_value_class: Final[Any] = values.MultiProcessValue
 
+# In one run, and in one hold of the lock that scrapes wait for: the steward has leases to renew.
+FOLDED_MAX: Final = 400
+AGAIN_S: Final = 0.2  # when more is left
+
 # Beginnings of files' names, and how two values become one. Of gauges that tell of one process each, or of
 # live ones only, nothing is kept.
 _FOLDS: Final = {
@@ -46,6 +52,11 @@ _FOLDS: Final = {
     "gauge_max": "max",
     "gauge_mostrecent": "mostrecent",
 }
+# The files of a fold. Others' may lie beside them: `counter_1.db.bak` is none of ours.
+_PART: Final = re.compile(
+    rf"(?P<kind>{'|'.join(_FOLDS)})_"
+    r"(?:folded-(?P<fold>\d+)\.db|(?P<left>folded-\d+\.tmp)|.+\.db\.(?P<taken>\d+))"
+)
 
 
 @contextmanager
@@ -78,7 +89,10 @@ class UserMetrics:
         self._lock = threading.Lock()
         self._told: set[str] = set()
         with self._lock:
-            self._recover()
+            try:
+                self._recover()
+            except OSError as e:  # a steward renews leases, whatever lies in this folder
+                self._tell(str(folder), f"the app's metrics in {folder} cannot be put in order: {e}")
 
     def collect(self) -> list[Metric]:
         """What all processes have counted, dead ones too; never raises for what is in a file."""
@@ -87,63 +101,71 @@ class UserMetrics:
             try:
                 found = list(_merge(files))
             except Exception:  # of a process that was killed within a write, say
-                found = list(_merge([file for file in files if self._is_sound(file)]))
+                found = list(_merge([file for file in files if self._values(file)]))
         return [metric for metric in found if not self._is_ours(metric.name)]
 
     def fold(self) -> int:
-        """Fold what dead processes left; how many files that were."""
+        """Fold what dead processes left, at most FOLDED_MAX files; how many that were."""
         with self._lock:
-            self._recover()
+            last = self._recover()
             dead: dict[str, list[Path]] = {}
+            left = FOLDED_MAX
             for path in self._folder.glob("*.db"):
                 kind, _, pid = path.stem.rpartition("_")
-                if pid.isdecimal() and not Path("/proc", pid).exists():
+                if left and pid.isdecimal() and not Path("/proc", pid).exists():
                     dead.setdefault(kind, []).append(path)
+                    left -= 1
             for kind, paths in dead.items():
                 if kind not in _FOLDS:
                     for path in paths:
                         path.unlink(missing_ok=True)
                     continue
-                number = self._number(kind) + 1
-                for path in paths:
-                    path.rename(path.with_name(f"{path.name}.{number}"))
-                self._finish(kind, number)
+                number = last.get(kind, 0) + 1
+                taken = [path.rename(path.with_name(f"{path.name}.{number}")) for path in paths]
+                self._finish(kind, number, taken, last)
             return sum(len(paths) for paths in dead.values())
 
     # -- a fold's steps
 
-    def _recover(self) -> None:
-        """Finish or clear away what was cut off."""
-        for path in self._folder.glob("*.tmp"):
-            path.unlink(missing_ok=True)
-        for kind in _FOLDS:
-            for number in sorted({int(path.suffix[1:]) for path in self._folder.glob(f"{kind}_*.db.*")}):
-                self._finish(kind, number)
-            self._delete_old(kind)
+    def _recover(self) -> dict[str, int]:
+        """Finish or clear away what was cut off; the number of each kind's last fold."""
+        folded: dict[str, set[int]] = {}
+        taken: dict[tuple[str, int], list[Path]] = {}
+        # One look at the folder: there may be thousands of files.
+        for name in os.listdir(self._folder):
+            part = _PART.fullmatch(name)
+            if part is None:
+                continue
+            if part["left"]:
+                (self._folder / name).unlink(missing_ok=True)
+            elif part["fold"]:
+                folded.setdefault(part["kind"], set()).add(int(part["fold"]))
+            else:
+                taken.setdefault((part["kind"], int(part["taken"])), []).append(self._folder / name)
+        last = {kind: max(numbers) for kind, numbers in folded.items()}
+        for kind, numbers in folded.items():
+            for number in numbers - {last[kind]}:
+                self._folded(kind, number).unlink(missing_ok=True)
+        for kind, number in sorted(taken):
+            self._finish(kind, number, taken[kind, number], last)
+        return last
 
-    def _finish(self, kind: str, number: int) -> None:
-        taken = list(self._folder.glob(f"{kind}_*.db.{number}"))
-        if number > self._number(kind):
-            before = [self._folded(kind, self._number(kind))]
+    def _finish(self, kind: str, number: int, taken: Sequence[Path], last: dict[str, int]) -> None:
+        before = last.get(kind, 0)
+        if number > before:
+            old = [self._folded(kind, before)] if before else []
             made = self._folder / f"{kind}_folded-{number}.tmp"
-            self._write(made, kind, [path for path in (*before, *taken) if path.exists()])
+            self._write(made, kind, [*old, *taken])
             made.rename(self._folded(kind, number))
-        self._delete_old(kind)
+            last[kind] = number
+            taken = [*old, *taken]
         for path in taken:
             path.unlink(missing_ok=True)
-
-    def _delete_old(self, kind: str) -> None:
-        last = self._number(kind)
-        for path in self._folder.glob(f"{kind}_folded-*.db"):
-            if path != self._folded(kind, last):
-                path.unlink(missing_ok=True)
 
     def _write(self, made: Path, kind: str, paths: Iterable[Path]) -> None:
         total: dict[str, tuple[float, float]] = {}
         for path in paths:
-            if not self._is_sound(str(path)):
-                continue
-            for key, value, stamp, _ in _Book.read_all_values_from_file(str(path)):
+            for key, value, stamp, _ in self._values(str(path)):
                 known = total.get(key)
                 total[key] = (value, stamp) if known is None else _one(_FOLDS[kind], known, (value, stamp))
         target = _Book(str(made))
@@ -153,26 +175,21 @@ class UserMetrics:
         finally:
             target.close()
 
-    def _number(self, kind: str) -> int:
-        """Of the last fold; 0 before the first."""
-        names = [path.stem for path in self._folder.glob(f"{kind}_folded-*.db")]
-        return max((int(name.rpartition("-")[2]) for name in names), default=0)
-
     def _folded(self, kind: str, number: int) -> Path:
         return self._folder / f"{kind}_folded-{number}.db"
 
     # -- what is left out
 
-    def _is_sound(self, file: str) -> bool:
-        if not Path(file).stat().st_size:
-            return False  # its process is just making it
+    def _values(self, file: str) -> list[Any]:
+        """What stands in a file; nothing if it cannot be read."""
         try:
-            for _ in _Book.read_all_values_from_file(file):
-                pass
+            if Path(file).stat().st_size:  # else its process is just making it
+                return list(_Book.read_all_values_from_file(file))
+        except FileNotFoundError:
+            pass
         except Exception as e:
             self._tell(file, f"the metrics in {Path(file).name} cannot be read and are left out: {e}")
-            return False
-        return True
+        return []
 
     def _is_ours(self, name: str) -> bool:
         """Two metrics of one name would make the whole page unreadable."""
@@ -198,7 +215,9 @@ class FoldUserMetrics:
         self.next_in_s: float | None = None
 
     def run_once(self) -> int:
-        return self._metrics.fold()
+        folded = self._metrics.fold()
+        self.next_in_s = AGAIN_S if folded >= FOLDED_MAX else None
+        return folded
 
 
 def of_this_process() -> UserMetrics | None:

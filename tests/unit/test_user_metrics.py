@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import values
@@ -14,7 +15,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from tqe import settings
 from tqe.telemetry import user_metrics
-from tqe.telemetry.user_metrics import UserMetrics
+from tqe.telemetry.user_metrics import FoldUserMetrics, UserMetrics
 
 # Above what Linux gives to any process.
 DEAD = range(5_000_000, 5_001_000)
@@ -39,17 +40,21 @@ def test_what_a_thousand_dead_processes_counted_is_one_file(tmp_path: Path) -> N
         write(tmp_path, "counter", pid, 2)
     write(tmp_path, "counter", os.getpid(), 5)
     found = UserMetrics(tmp_path)
-    assert found.fold() == 1_000
-    assert total(tmp_path) == 2_005
+    duty = FoldUserMetrics(found)
+    folded = []
+    while duty.next_in_s is not None or not folded:  # the steward has other duties in between
+        folded.append(duty.run_once())
+        assert total(tmp_path) == 2_005
+    assert folded == [400, 400, 200]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"counter_{os.getpid()}.db",
-        "counter_folded-1.db",
+        "counter_folded-3.db",
     ]
     assert found.fold() == 0
     write(tmp_path, "counter", DEAD[0], 1)  # the number of a process comes again
     found.fold()
     assert total(tmp_path) == 2_006
-    assert (tmp_path / "counter_folded-2.db").exists() and not (tmp_path / "counter_folded-1.db").exists()
+    assert (tmp_path / "counter_folded-4.db").exists() and not (tmp_path / "counter_folded-3.db").exists()
 
 
 def test_each_kind_is_folded_in_its_way(tmp_path: Path) -> None:
@@ -113,6 +118,49 @@ def test_what_cannot_be_read_costs_itself(tmp_path: Path) -> None:
     assert total(tmp_path) == 3
     found.fold()
     assert total(tmp_path) == 3
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    """The folder is the user's own: a backup in it must not keep the steward from starting."""
+    strange = ["counter_1.db.bak", "counter_folded-old.tmp.gz", "notes.tmp", "counter_folded-x.txt"]
+    for name in strange:
+        (tmp_path / name).write_bytes(b"?")
+    write(tmp_path, "counter", DEAD[0], 3)
+    assert UserMetrics(tmp_path).fold() == 1
+    assert total(tmp_path) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {*strange, "counter_folded-1.db"}
+
+
+def test_a_folder_that_is_not_ours_to_write_is_told_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "counter", DEAD[0], 3)
+    (tmp_path / "counter_folded-1.tmp").touch()  # of a fold that was cut off
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    told: list[str] = []
+    monkeypatch.setattr(user_metrics, "_log", SimpleNamespace(warning=told.append))
+    found = UserMetrics(tmp_path)
+    assert len(told) == 1 and "cannot be put in order" in told[0]
+    assert [metric.name for metric in found.collect()] == ["seen"]
+
+
+def test_a_file_that_goes_away_in_between_costs_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "counter", DEAD[0], 3)
+    found = UserMetrics(tmp_path)
+    real = Path.glob
+
+    def glob(self: Path, pattern: str) -> Iterator[Path]:
+        yield from real(self, pattern)
+        yield self / f"counter_{DEAD[1]}.db"  # its process ended, and somebody has folded it
+
+    monkeypatch.setattr(Path, "glob", glob)
+    assert [one.value for metric in found.collect() for one in metric.samples] == [3]
 
 
 def test_names_of_the_engine_are_left_out(tmp_path: Path) -> None:
