@@ -37,6 +37,12 @@ from tqe.store.reading import QueueStatus
 
 NAMESPACE: Final = "demo"
 APP: Final = "tqe.cli.demo_app:app"
+# The README's line; its type is one of examples/quickstart.py, which the project's own tqe.toml names.
+CURL: Final = (
+    "curl -s localhost:8080/api/v1/jobs -H 'Content-Type: application/json' -d "
+    """'{"type": "EMAIL", "payload": "{\\"to\\":\\"test@example.com\\"}", "priority": "HIGH","""
+    """ "idempotencyKey": "sample-001"}'"""
+)
 LANES: Final = ("high", "normal", "low")
 LOOK_S: Final = 0.25
 TELL_S: Final = 2.0  # between two lines where there is no terminal
@@ -432,6 +438,11 @@ def _checking(total: int) -> Iterator[Callable[[int], None]]:
 def _tell_where(settings: Settings, own: embedded.EmbeddedServer | None) -> None:
     where = "in your Redis" if own is None else f"in {settings.data_dir} (embedded Redis {own.version})"
     click.echo(f"The data stays {where}, namespace {settings.namespace}. Look at it:")
+    space = f"--namespace {settings.namespace}"
     for verb in ("status", "dlq list"):
-        click.echo(f"  tqe {verb} --namespace {settings.namespace}")
-    click.echo(f"  tqe serve --namespace {settings.namespace}   the dashboard, at http://127.0.0.1:8080/")
+        click.echo(f"  tqe {verb} {space}")
+    click.echo(f"  tqe serve {space}   the dashboard, at http://127.0.0.1:8080/")
+    # The demo's workers have stopped: what is submitted now waits for others.
+    click.echo("To submit over HTTP and see it run, start workers in a second terminal, and in a third:")
+    click.echo(f"  tqe run {settings.app or 'tasks:app'} {space}")
+    click.echo(f"  {CURL}")

@@ -90,6 +90,11 @@ def test_few_files_teach_too_little(cli: Cli, start: Start) -> None:
     demo = start("--files", "3", "--procs", "2")
     assert demo.ended(50) == 0, demo.text()
     assert "too few files to learn durations from" in demo.text()
+    # What leads on is of one namespace: a job that is submitted next must not wait where nobody serves it.
+    last = [line.strip() for line in demo.text().split("Look at it:")[1].splitlines() if line[:2] == "  "]
+    assert [line.split()[1] for line in last] == ["status", "dlq", "serve", "run", "-s"]
+    assert all("--namespace demo" in line for line in last[:-1])
+    assert '"type": "EMAIL"' in last[-1]
 
 
 def test_ctrl_c_stops_what_was_started(cli: Cli, start: Start) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,6 +21,7 @@ import pytest
 from tests.support.cli import PROGRAM, environment
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
+from tqe.supervisor import lifecycle
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,6 +148,50 @@ def test_the_django_site(env: dict[str, str]) -> None:
         print(list(Signup.objects.values_list("email", "welcomed")))
     """
     assert in_django(look, env) == "[('ann@example.com', True)]"
+
+
+# --- the README ---
+
+
+def test_the_commands_of_the_readme_run_its_curl_line(env: dict[str, str], tmp_path: Path) -> None:
+    """As a newcomer types them, in the project's folder; another port, as 8080 may be taken."""
+    page = (ROOT / "README.md").read_text("utf-8")
+    section = page.partition("Other languages submit over HTTP.")[2].partition("\n## ")[0]
+    run, serve, curl, *_ = re.findall(r"```\n(.*?)\n```", section, re.S)
+    look = re.search(r"`(curl [^`]*ID\?wait=30')`", section)
+    assert look is not None
+    assert (run.split()[:2], serve.split()[:2]) == (["tqe", "run"], ["tqe", "serve"])
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    port = lifecycle.check_port("127.0.0.1", 0)
+    # Before the virtual environment is found, `tqe` may be another one.
+    env = env | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TQE_PIN": "false"}
+
+    def typed(line: str) -> dict[str, Any]:
+        line = line.replace("localhost:8080", f"127.0.0.1:{port}")
+        done = subprocess.run(line, shell=True, env=env, capture_output=True, text=True, timeout=60)
+        told: dict[str, Any] = json.loads(done.stdout or "{}")
+        return told
+
+    with contextlib.ExitStack() as ended:
+        for line in (run.replace("--procs 8", "--procs 1"), f"{serve} --port {port}"):
+            log = ended.enter_context((tmp_path / "log").open("ab"))
+            process = subprocess.Popen(shlex.split(line), cwd=ROOT, env=env, stdout=log, stderr=log)
+            ended.callback(process.wait, 30)
+            ended.callback(process.terminate)
+        job = wait_until(lambda: typed(curl).get("id"), 30, "the server takes the line")
+        shown = typed(look[1].replace("ID", job))
+        assert shown["status"] == "completed" and shown["result"] == "'Hello' went to test@example.com"
+
+
+def test_prometheus_understands_the_snippet_of_the_readme(tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (Debian and Ubuntu: apt-get install prometheus)")
+    (snippet,) = re.findall(r"```yaml\n(scrape_configs.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    file = tmp_path / "prometheus.yml"
+    file.write_text(snippet)
+    done = subprocess.run(["promtool", "check", "config", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # --- guides ---
