@@ -33,6 +33,8 @@ H_MODEL: Final = 80
 H_RETIRING: Final = 88  # odd while the supervisor moves a life's counters from its slot to the retired ones
 H_WANTED: Final = 96  # with autoscale, the number of workers that the steward has decided on, else 0
 H_COUNTERS: Final = 128  # HOST_COUNTERS words
+# The steward's: of each total of the queue two words, what Redis said last and what it has lost so far.
+H_CLIMB: Final = 512
 H_RECOVERY: Final = 1024  # 32 bytes a slot: the recovery id that the steward uses for this slot's leases
 
 RECOVERY_BYTES: Final = 32
@@ -135,6 +137,10 @@ COUNTERS: Final = (
     "fallback_load",
     "fetch_us",
     "settle_us",
+    "predictions",
+    "prediction_off_us",
+    "overtakes",
+    "bound_hits",
 )
 GAUGES: Final = frozenset({"loop_lag_us"})  # among the counters: they say how it is now and are not summed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -18,10 +18,7 @@ from tqe.store.call import SyncDoor
 from tqe.store.keys import Keys
 from tqe.store.learning import Files, ModelState, Published
 from tqe.store.link import SyncLink
-from tqe.store.model import MODES
-
-# What orders while a version is in use, by what the gate chose.
-RUNG_OF: Final = {"model": "model", "hierarchical_mean": "mean", "type_mean": "mean"}
+from tqe.store.model import MODES, RUNG_OF
 
 
 class Queue(NamedTuple):

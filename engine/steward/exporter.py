@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tqe.board import layout
-from tqe.board.board import SlotView
+from tqe.board.board import Board, SlotView
 from tqe.steward.context import Context
 from tqe.steward.sums import Sums
 from tqe.store import housekeeping
@@ -17,19 +17,23 @@ from tqe.telemetry import metrics
 @dataclass
 class Climb:
     """Totals that never fall. A Redis that lost its last second, or everything, goes on from a lower number:
-    Prometheus would take that for a new start, and count all that is left once more."""
+    Prometheus would take that for a new start, and count all that is left once more. What was lost stands on
+    the board: the next steward goes on from there."""
 
-    _read: dict[str, int] = field(default_factory=dict)
-    _lost: dict[str, int] = field(default_factory=dict)
+    board: Board
 
     def take(self, read: Mapping[str, int]) -> dict[str, int]:
         """What to show for what was read."""
-        for name in self._read.keys() | read.keys():
-            fallen = self._read.get(name, 0) - read.get(name, 0)
-            if fallen > 0:
-                self._lost[name] = self._lost.get(name, 0) + fallen
-            self._read[name] = read.get(name, 0)
-        return {name: value + self._lost.get(name, 0) for name, value in self._read.items()}
+        board, shown = self.board, {}
+        for at, name in enumerate(metrics.TOTALS):
+            last = layout.H_CLIMB + 2 * layout.WORD * at
+            lost, now = last + layout.WORD, max(0, read.get(name, 0))
+            if now < board.get(last):
+                # If we die here the next steward adds it once more: too high, and never falling.
+                board.set(lost, board.get(lost) + board.get(last) - now)
+            board.set(last, now)
+            shown[name] = now + board.get(lost)
+        return shown
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class TotalsReader:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._climb = Climb()
+        self._climb = Climb(context.board)
         self.next_in_s: float | None = None
         self.read_ns: int | None = None
         self.latency_s = 0.0
@@ -96,6 +100,7 @@ def queue_sample(
                 else 0.0,
                 paused=name in totals.paused,
                 backlog_s=work[name].seconds if name in work else None,
+                mode=totals.standing.modes.get(name),
             )
             for name, (queued, in_order) in totals.lanes.items()
         },
@@ -107,6 +112,8 @@ def queue_sample(
         redis_up=redis_up,
         age_s=age_s,
         latency_s=latency_s,
+        rung=totals.standing.rung,
+        chosen=totals.standing.chosen,
     )
 
 

@@ -19,6 +19,7 @@ from tqe.errors import FrameError, QueueFull, RedisUnavailable, ScriptError, TQE
 from tqe.job import bucket_of, is_frame_id
 from tqe.store.call import Argument, Call, Reply, SyncDoor, connect
 from tqe.store.keys import Keys
+from tqe.store.model import Standing, read_standing, standing_command
 from tqe.store.settling import SettleBatch
 from tqe.store.steps import Reads, Steps, T
 
@@ -323,6 +324,7 @@ class Totals(NamedTuple):
     paused: frozenset[str]
     leases: dict[str, int]
     now_us: int
+    standing: Standing
 
 
 def totals(door: SyncDoor, keys: Keys, lanes: Sequence[str], incarnations: Sequence[str] = ()) -> Totals:
@@ -342,6 +344,7 @@ def totals_commands(
         ("HGETALL", keys.stats),
         ("SMEMBERS", keys.paused),
         ("TIME",),
+        standing_command(keys, lanes),
         *(("LINDEX", keys.queue(lane), 0) for lane in lanes),
         *(("ZRANGE", keys.sorted(lane), 0, 0) for lane in lanes),
         *(("HLEN", keys.processing(one)) for one in incarnations),
@@ -349,7 +352,7 @@ def totals_commands(
 
 
 def read_totals(answers: Sequence[Any], lanes: Sequence[str], incarnations: Sequence[str] = ()) -> Totals:
-    depth, dead, quarantined, parked, stats, paused, (seconds, us), *more = answers
+    depth, dead, quarantined, parked, stats, paused, (seconds, us), standing, *more = answers
     depths = _numbers(depth)
     by_lane = {lane: (0, 0) for lane in lanes}
     for name, jobs in depths.items():
@@ -369,6 +372,7 @@ def read_totals(answers: Sequence[Any], lanes: Sequence[str], incarnations: Sequ
         frozenset(name.decode("ascii", "replace") for name in paused),
         dict(zip(incarnations, more[2 * len(lanes) :], strict=True)),
         int(seconds) * 1_000_000 + int(us),
+        read_standing(standing, lanes),
     )
 
 

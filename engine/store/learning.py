@@ -16,9 +16,8 @@ from tqe.errors import QueueFull
 from tqe.store.call import Argument, SyncDoor
 from tqe.store.housekeeping import ask, transaction, watched
 from tqe.store.keys import Keys
-from tqe.store.model import DEFAULT_MODE, MODES, mode_field
+from tqe.store.model import DEFAULT_MODE, MODES, RUNGS, mode_field
 
-RUNGS: Final = ("model", "mean", "fifo")
 PAGE: Final = 2_000
 DEATHS_MAX: Final = 2  # so many workers that died while they scored with a model ban its hash
 FILES_BYTES_MAX: Final = 64 * 1024 * 1024

@@ -13,6 +13,10 @@ MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 DEFAULT_MODE: Final[Mode] = "bounded"
 
 VERSION, SHA256, BOUND_US, MEAN_US, RUNG = b"version", b"sha256", b"bound_us", b"mean_us", b"rung"
+CHOSEN: Final = b"chosen"
+RUNGS: Final = ("model", "mean", "fifo")  # what may predict; the last: nothing
+# What orders while a version is in use, by what the gate chose.
+RUNG_OF: Final = {"model": "model", "hierarchical_mean": "mean", "type_mean": "mean"}
 SJF_BOUND_US: Final = 30 * 86_400 * 1_000_000  # T of `sjf`: the same rule with a bound that nobody meets
 
 
@@ -69,6 +73,28 @@ def read_order(reply: Sequence[Any], lanes: Sequence[str]) -> Order:
         told = (value or b"").decode("ascii", "replace")
         modes[lane] = next((mode for mode in MODES if mode == told), DEFAULT_MODE)
     return Order(version, sha256, int(min(_number(bound), SJF_BOUND_US)), _number(mean), modes, rung)
+
+
+class Standing(NamedTuple):
+    """What orders now, for who looks on: the rung in use, the one that the gate chose for the version (they
+    differ when the watch has stepped down), modes by lane."""
+
+    rung: str
+    chosen: str
+    modes: Mapping[str, Mode]
+
+
+def standing_command(keys: Keys, lanes: Sequence[str]) -> tuple[str | bytes, ...]:
+    """The command whose reply `read_standing` understands."""
+    return ("HMGET", keys.model, CHOSEN, *order_command(keys, lanes)[2:])
+
+
+def read_standing(reply: Sequence[Any], lanes: Sequence[str]) -> Standing:
+    """Parse the reply, with as little trust as `read_order`. Without a version nothing orders."""
+    order = read_order(reply[1:], lanes)
+    chosen = RUNG_OF.get((reply[0] or b"").decode("ascii", "replace"), "fifo") if order.version else "fifo"
+    rung = order.rung if order.rung in RUNGS else chosen
+    return Standing(rung if order.version else "fifo", chosen, order.modes)
 
 
 def _number(text: str) -> float:

@@ -56,9 +56,14 @@ WORKER_TOTALS: Final[Mapping[str, tuple[str, str]]] = {
     "wakes": ("worker_wakes", "Wake tokens, or seconds without one, that ended an idle worker's wait."),
     "scored": ("jobs_scored", "Jobs whose duration was predicted to order them."),
     "reordered": ("jobs_reordered", "Jobs that went back to their lane with a score to order by."),
+    "overtakes": ("overtakes", "Jobs put in order that a worker took after one that had entered later."),
+    "bound_hits": ("bound_hits", "Jobs put in order that had waited for the bound T when they were taken."),
 }
 # Counters `fallback_<reason>`: the model was not used, and order was that of entry.
 FALLBACKS: Final = ("columns", "library", "value", "slow", "error", "load")
+
+MODES: Final = ("fifo", "shadow", "bounded", "sjf")
+RUNGS: Final = ("model", "mean", "fifo")
 
 # Why autoscaling wants as many workers as it does.
 SCALE_REASONS: Final = ("backlog", "most", "busy", "calm", "idle", "least")
@@ -97,6 +102,7 @@ class LaneSample:
     oldest_s: float = 0.0
     paused: bool = False
     backlog_s: float | None = None
+    mode: str | None = None  # one of MODES; None of a lane of others
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +161,8 @@ class QueueSample:
     redis_up: bool = False
     age_s: float = 0.0
     latency_s: float = 0.0
+    rung: str = "fifo"  # one of RUNGS: what predicts now
+    chosen: str = "fifo"  # what should, by the gate's verdict on the version in use
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,6 +263,18 @@ def queue_families(queue: QueueSample | None) -> Iterator[Metric]:
         "priority",
         {name: lane.backlog_s for name, lane in lanes if lane.backlog_s is not None},
     )
+    modes = GaugeMetricFamily(
+        f"{PREFIX}ordering_mode", "1 for the mode that is set for the lane.", labels=["priority", "mode"]
+    )
+    for name, lane in lanes:
+        for mode in MODES if lane.mode is not None else ():
+            modes.add_metric([name, mode], int(mode == lane.mode))
+    yield modes
+    for rungs, text, now in (
+        ("model_rung", "1 for what predicts durations now.", queue.rung),
+        ("model_chosen_rung", "1 for what should, as the gate has chosen it for this version.", queue.chosen),
+    ):
+        yield _gauges(rungs, text, "rung", {rung: int(rung == now) for rung in RUNGS})
     yield _gauge("scheduled_jobs", "Jobs that wait for their time or their next try.", queue.scheduled)
     yield _gauge("dlq_jobs", "Jobs in the dead-letter queue.", queue.dead)
     yield _gauge("quarantined_frames", "Damaged frames that are kept aside.", queue.quarantined)
@@ -301,6 +321,12 @@ def _workers(sample: Sample) -> Iterator[Metric]:
             count_value=number,
             sum_value=counted.get(f"{verb}_us", 0) * _US,
         )
+    yield SummaryMetricFamily(
+        f"{PREFIX}prediction_error_seconds",
+        "How far predicted durations were off, of the sampled runs that had a prediction.",
+        count_value=counted.get("predictions", 0),
+        sum_value=counted.get("prediction_off_us", 0) * _US,
+    )
     yield CounterMetricFamily(
         f"{PREFIX}worker_busy_seconds", "Time that workers spent on jobs.", counted.get("busy_ns", 0) / 1e9
     )

@@ -121,6 +121,8 @@ class Capture:
         self._runs.remove(run)
         if not run.outcome:
             return
+        if self.ordering is not None and run.outcome == "done":
+            self.ordering.tally.ran(self.ordering.in_use(run.predicted), run_ns / 1e9)
         if len(self._pending) >= PENDING_MAX:
             self.dropped += 1
             return

@@ -201,6 +201,7 @@ class Fetcher:
         )
         for name, frames in plan.returned:
             self._settler.give_back(name, frames)
+        self.ordering.tally.taken(plan.kept, plan.predicted_ns, self.ordering.bounds, fetched.now_us)
         cancels = {fetched.frames[at]: indexes for at, indexes in fetched.cancels.items()}
         leases = self.take_in(
             plan.kept,

@@ -18,6 +18,7 @@ from tqe.errors import TQEError
 from tqe.store.model import NO_ORDER, Mode, Order
 from tqe.worker.admission import Admission, Measured, even_pieces
 from tqe.worker.fields import Fields, Value
+from tqe.worker.tally import Tally
 
 log = logging.getLogger("tqe.worker")
 
@@ -172,6 +173,7 @@ class Ordering:
         self._closed_until_ns = 0
         self._bad_batches = 0
         self._own: Counter[str] = Counter()  # fallbacks that the predictor does not know of
+        self.tally = Tally(self.view)
 
     # -- what the steward says
 
@@ -408,6 +410,12 @@ class Ordering:
             self.predictor.completed(job, run_s)
         except Exception as e:
             self._bad("error", f"{type(e).__name__}: {e}")
+
+    def in_use(self, rungs: tuple[float | None, float | None]) -> float | None:
+        """Of what `rungs` said that which orders: where the model has no answer, the mean stands in."""
+        model_s, mean_s = rungs
+        rung = self._order.rung
+        return None if rung == "fifo" else mean_s if rung == "mean" or model_s is None else model_s
 
     @property
     def version(self) -> str:

@@ -159,7 +159,8 @@ def test_the_autoscaler_and_its_adapter_mean_the_same_exposed_metric() -> None:
     (rule,) = yaml.safe_load((FOLDER / "prometheus-adapter.yaml").read_text())["rules"]["external"]
     name = scaler["spec"]["metrics"][0]["external"]["metric"]["name"]
     assert name == rule["name"]["as"]
-    assert set(re.findall(r"taskqueue_\w+", json.dumps(rule))) == {name} <= set(exposed())
+    asked = set(re.findall(r"taskqueue_\w+", json.dumps(rule)))
+    assert asked == {name, "taskqueue_queue_paused"} <= set(exposed())
     pods_s = int(scaler["spec"]["metrics"][0]["external"]["target"]["averageValue"])
     assert pods_s == pod_target_s()
 

@@ -25,7 +25,7 @@ import redis
 from tests.support.cli import Program
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
-from tqe.cli.learning import RUNG_OF, Queue
+from tqe.cli.learning import Queue
 from tqe.client import Client
 from tqe.ml import model, traces, trainer
 from tqe.ml.model import Manifest
@@ -35,6 +35,7 @@ from tqe.store import learning
 from tqe.store.call import SyncDoor, connect
 from tqe.store.keys import Keys
 from tqe.store.learning import Files, ModelState, Published
+from tqe.store.model import RUNG_OF
 
 APP = """
 import os, signal, time

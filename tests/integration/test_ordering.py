@@ -16,6 +16,7 @@ from tests.support.predictors import Slow, Told, set_order
 from tests.support.waiting import wait_until
 from tests.support.worker import Rig, WorkerProcess
 from tqe.board import layout
+from tqe.worker.ordering import Waiting
 
 
 def define(rig: Rig) -> None:
@@ -79,6 +80,9 @@ def test_shorter_jobs_go_first(rig: Rig, frames_of: int) -> None:
     rig.wait_ended()
     assert began(rig) == by_ms(MS)
     assert worker.counter("scored") == len(MS)  # each once
+    entered = [n // frames_of for n in by_ms(MS)]
+    assert worker.counter("overtakes") == sum(max(entered[: at + 1]) > e for at, e in enumerate(entered))
+    assert worker.counter("bound_hits") == 0  # nobody has waited for a month
     finish(rig)
 
 
@@ -115,7 +119,7 @@ def test_in_a_bounded_lane_nobody_waits_for_those_who_come_later_than_T(rig: Rig
     define(rig)
     rig.predictor = Told()
     set_order(rig, {"normal": "bounded"}, bound_s=0.2)
-    start(rig)
+    (worker,) = start(rig)
     submit_all(rig, [60, 60, 1, 2])
     entered = time.monotonic()
     wait_until(lambda: time.monotonic() > entered + 0.3, 5)
@@ -125,6 +129,27 @@ def test_in_a_bounded_lane_nobody_waits_for_those_who_come_later_than_T(rig: Rig
     order = began(rig)
     assert order[:2] == [2, 3], "the shorter ones of the first four go first"
     assert set(order[2:4]) == {0, 1} and set(order[4:]) == {10, 11, 12, 13}
+    assert worker.counter("bound_hits") >= 4, "the first four had waited for T"
+    assert worker.counter("overtakes") >= 2, "the long two among them"
+    finish(rig)
+
+
+@pytest.mark.parametrize(("rung", "least_us", "most_us"), [("model", 4e6, 5e6), ("mean", 2e4, 3e6)])
+def test_how_far_the_predictor_in_use_was_off_is_counted(
+    rig: Rig, rung: str, least_us: float, most_us: float
+) -> None:
+    class Both(Told):
+        def rungs(self, job: Waiting) -> tuple[float | None, float | None]:
+            return 5.0, 0.0
+
+    define(rig)
+    rig.predictor = Both()
+    set_order(rig, {"normal": "bounded"}, bound_s=10, rung=rung)
+    worker = rig.worker()
+    submit_all(rig, [20])
+    rig.wait_ended()
+    wait_until(lambda: worker.counter("predictions") == 1, 10, "the run is judged")
+    assert least_us <= worker.counter("prediction_off_us") <= most_us
     finish(rig)
 
 

@@ -99,6 +99,35 @@ def test_the_page_shows_queue_board_and_steward(scene: Scene) -> None:
     } <= lines
 
 
+def test_the_page_shows_how_lanes_are_ordered_and_that_the_watch_has_stepped_down(scene: Scene) -> None:
+    def lines() -> set[str]:
+        found = set(page(exporter(scene)).splitlines())
+        return {line for line in found if line.startswith(("taskqueue_ordering_mode", "taskqueue_model_"))}
+
+    before = lines()
+    assert {
+        'taskqueue_ordering_mode{mode="bounded",priority="high"} 1.0',
+        'taskqueue_ordering_mode{mode="sjf",priority="high"} 0.0',
+        'taskqueue_model_rung{rung="fifo"} 1.0',
+        'taskqueue_model_chosen_rung{rung="fifo"} 1.0',
+    } <= before
+    scene.client.hset(
+        scene.keys.model, mapping={"version": "v1", "chosen": "model", "rung": "mean", "mode:high": "sjf"}
+    )
+    assert {
+        'taskqueue_ordering_mode{mode="sjf",priority="high"} 1.0',
+        'taskqueue_ordering_mode{mode="bounded",priority="low"} 1.0',
+        'taskqueue_model_rung{rung="mean"} 1.0',
+        'taskqueue_model_rung{rung="model"} 0.0',
+        'taskqueue_model_chosen_rung{rung="model"} 1.0',
+    } <= lines()
+    scene.client.hset(scene.keys.model, mapping={"chosen": "hierarchical_mean", "rung": b"\xff"})
+    assert {
+        'taskqueue_model_rung{rung="mean"} 1.0',
+        'taskqueue_model_chosen_rung{rung="mean"} 1.0',
+    } <= lines(), "what makes no sense counts as the gate's choice"
+
+
 def test_before_redis_was_read_the_page_says_nothing_of_the_queue(scene: Scene) -> None:
     text = page(Exporter(scene.context, TotalsReader(scene.context)))
     assert "taskqueue_redis_up 0.0" in text
@@ -207,12 +236,18 @@ def test_more_task_names_than_blocks_are_added_up_in_the_last() -> None:
 
 
 def test_totals_of_a_redis_that_forgot_go_on_from_where_they_were() -> None:
-    climb = Climb()
-    assert climb.take({"completed": 1000}) == {"completed": 1000}
-    assert climb.take({"completed": 990}) == {"completed": 1000}
-    assert climb.take({"completed": 995}) == {"completed": 1005}
-    assert climb.take({}) == {"completed": 1005}
-    assert climb.take({"completed": 3}) == {"completed": 1008}
+    board = Board(1)
+
+    def shown(**read: int) -> tuple[int, int]:
+        """As the next steward shows it, which knows no more than the board."""
+        told = Climb(board).take(read)
+        return told["completed"], told["dead"]
+
+    assert shown(completed=1000, dead=7) == (1000, 7)
+    assert shown(completed=990, dead=7) == (1000, 7)
+    assert shown(completed=995, dead=8) == (1005, 8)
+    assert shown() == (1005, 8)
+    assert shown(completed=3, unknown=9) == (1008, 8)
 
 
 def test_the_series_of_one_metric_are_capped_and_stay_where_they_are() -> None:

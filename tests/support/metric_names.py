@@ -8,7 +8,7 @@ def full_sample() -> metrics.Sample:
     """One of each: what a page can show, it shows of this."""
     task = metrics.TaskSample({"completed": 1}, [1] * layout.BINS, 0.1, [1] * layout.BINS, 0.1)
     return metrics.Sample(
-        queue=metrics.QueueSample(lanes={"high": metrics.LaneSample(1, 1, backlog_s=1.0)}),
+        queue=metrics.QueueSample(lanes={"high": metrics.LaneSample(1, 1, backlog_s=1.0, mode="sjf")}),
         workers=[metrics.WorkerSample(0, "busy")],
         tasks={"EMAIL": task},
         scale_reason="backlog",

@@ -31,6 +31,7 @@ def test_what_is_counted_is_shown() -> None:
     """A counter that was added to the board and to no page would be seen by nobody."""
     assert set(layout.HOST_COUNTERS) == set(metrics.HOST_TOTALS)
     elsewhere = {"fetches", "settles", "fetch_us", "settle_us", "busy_ns", "loop_lag_us"}
+    elsewhere |= {"predictions", "prediction_off_us"}
     of_the_queue = {"completed", "failed", "fenced", "cancelled", "unknown"}  # counted by scripts, for all
     fallbacks = {f"fallback_{reason}" for reason in metrics.FALLBACKS}
     assert set(layout.COUNTERS) == set(metrics.WORKER_TOTALS) | fallbacks | elsewhere | of_the_queue
