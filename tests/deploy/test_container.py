@@ -271,6 +271,17 @@ def test_units_stop_as_what_they_run_drains(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNITS)
+def test_a_service_cannot_write_its_own_code(name: str) -> None:
+    """`strict` leaves only its state to it, and that is where models are kept: its user has no home."""
+    told = unit(name)
+    (state,) = told["StateDirectory"]
+    (folder,) = told["WorkingDirectory"]
+    assert told["ProtectSystem"] == ["strict"] and not Path(folder).is_relative_to(f"/var/lib/{state}")
+    assert f"TQE_DATA_DIR=/var/lib/{state}" in told["Environment"]
+    assert settings.load(env={"TQE_DATA_DIR": f"/var/lib/{state}"}).data_dir == Path(f"/var/lib/{state}")
+
+
+@pytest.mark.parametrize("name", UNITS)
 def test_systemd_has_nothing_to_say_against_the_units(name: str, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
