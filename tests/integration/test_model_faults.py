@@ -155,6 +155,7 @@ class Scene:
     door: SyncDoor
     program: Program | None = None
     submitted: int = 0
+    users: str = ""  # whose jobs all are; '' leaves them to chance
 
     def start(self, *, good: Made | None = None, **env: str) -> None:
         if good is not None:
@@ -206,7 +207,9 @@ class Scene:
         """A backlog of jobs of different length, and its end."""
         draw = random.Random(self.submitted)
         drawn = [one(draw) for _ in range(jobs)]
-        payloads = [{"ms": ms(k) if ms else own, "user": user} for k, (own, user) in enumerate(drawn)]
+        payloads = [
+            {"ms": ms(k) if ms else own, "user": self.users or user} for k, (own, user) in enumerate(drawn)
+        ]
         self.client.submit_many([(kind, payload) for payload in payloads])
         self.submitted += jobs
         self.completed()
@@ -386,6 +389,35 @@ def test_connections_that_break_while_scores_are_written_lose_nothing(scene: Sce
     scene.close()
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"), [("maxmemory", "1"), ("min-replicas-to-write", "1")], ids=["full", "refuses"]
+)
+def test_a_redis_that_takes_no_writes_while_scores_are_given_back_loses_nothing(
+    scene: Scene, good: Made, setting: str, value: str
+) -> None:
+    """A full one takes what ends and gives back all the same; one that refuses everything is waited for."""
+    scene.start(good=good)
+    pids = scene.pids()
+    scene.client.submit_many(
+        [("NAP", {"ms": 0.5 + (k * 7 % 10) / 2, "user": "abc"[k % 3]}) for k in range(800)]
+    )
+    scene.submitted += 800
+    scene.scored(0)
+    before = scene.client.status().totals.get("completed", 0)
+    scene.redis.config_set(setting, value)
+    try:
+        if setting == "maxmemory":
+            wait_until(lambda: scene.client.status().totals["completed"] > before + 100, 10, "jobs end")
+        else:
+            wait_until(lambda: "errorstat_NOREPLICAS" in scene.redis.info("errorstats"), 10, "refusals")
+    finally:
+        scene.redis.config_set(setting, "0")
+    scene.completed()
+    scene.same(pids)
+    scene.work()
+    scene.close()
+
+
 def _done(scene: Scene) -> bool:
     return scene.client.status().totals.get("completed", 0) >= scene.submitted
 
@@ -407,6 +439,8 @@ def test_a_poisoned_model_gives_way_to_the_mean_and_then_to_fifo(scene: Scene, g
     scene.start(good=poisoned)
     scene.work_until(lambda: scene.state().rung != "model", "the watch lowers it")
     assert "now by" in scene.says("now by")
+    scene.users = "a"  # means know nothing of these
+    scene.work_until(lambda: scene.state().rung == "fifo", "the watch lowers the mean as well")
     scene.work()
     scene.close()
 
