@@ -12,7 +12,7 @@ import click
 
 from tqe.cli.job import check_id
 from tqe.cli.options import json_option, with_settings
-from tqe.cli.output import cut, emit, err, facts, moment, number, shown, table
+from tqe.cli.output import cut_error, emit, err, facts, moment, number, shown, table
 from tqe.cli.output import show as display
 from tqe.client import Client
 from tqe.settings import Settings
@@ -89,7 +89,7 @@ def _row(job: DeadJob) -> tuple[str, ...]:
         shown(job.reason or "?"),
         str(job.attempts),
         moment(job.died_at) or "?",
-        cut((job.error or "").strip().rpartition("\n")[2], 80),
+        cut_error(job.error, 80),
     )
 
 

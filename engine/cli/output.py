@@ -81,6 +81,11 @@ def cut(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def cut_error(text: str | None, limit: int) -> str:
+    """The last line of an error, where a traceback says what it was, cut to a length."""
+    return cut((text or "").strip().rpartition("\n")[2], limit)
+
+
 def number(value: int) -> str:
     """1234567 as 1,234,567."""
     return f"{value:,}"

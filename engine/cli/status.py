@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -14,26 +16,31 @@ from rich.text import Text
 
 from tqe import clock
 from tqe.cli.options import json_option, with_settings
-from tqe.cli.output import count, duration, emit, number, out, show, shown, table
+from tqe.cli.output import count, cut_error, duration, emit, number, out, show, shown, table
 from tqe.cli.percentiles import Bucket, percentiles
 from tqe.client import Client
 from tqe.settings import Settings
-from tqe.store import backlog, reading
-from tqe.store.reading import QueueStatus, WorkerStatus
+from tqe.store import backlog, reading, scheduling
+from tqe.store.reading import DeadJob, QueueStatus, WorkerStatus
 from tqe.telemetry.metrics import TaskSample, buckets
 
 _WORKERS_SHOWN: Final = 64
 _TASKS_SHOWN: Final = 32
+_ERRORS_SHOWN: Final = 5
+_SCHEDULES_SHOWN: Final = 8
 
 
 class Seen(NamedTuple):
     """The queue at one moment, as people are shown it. `oldest`: since when a lane's oldest job waits, in ms
-    since 1970. `work`: how long one worker would be busy with what waits. `tasks`: what they did so far."""
+    since 1970. `work`: how long one worker would be busy with what waits. `tasks`: what they did so far.
+    `died`: the newest dead letters, a page of them."""
 
     status: QueueStatus
     oldest: Mapping[str, int]
     work: Mapping[str, backlog.LaneWork]
     tasks: Mapping[str, TaskSample]
+    died: Sequence[DeadJob]
+    schedules: scheduling.View
     at_ns: int
 
 
@@ -47,6 +54,8 @@ def see(client: Client) -> Seen:
         client.run(reading.oldest_waiting(keys, lanes)),
         client.run(backlog.look(keys, lanes)).lanes,
         client.run(reading.tasks(keys, found.workers)),
+        client.dead_page().jobs if found.dead else (),
+        client.run(scheduling.look(keys)),
         clock.monotonic_ns(),
     )
 
@@ -64,7 +73,7 @@ def see(client: Client) -> Seen:
 @json_option
 @with_settings
 def status(settings: Settings, watch: bool, interval: float, as_json: bool) -> None:
-    """Show lanes, totals, tasks and workers.
+    """Show lanes, totals, tasks, dead letters by error, schedules and workers.
 
     Counts are jobs. Work is how long one worker would be busy with what waits. What runs is published by the
     workers once a second; totals count since ever, tasks since their supervisors began. --watch and --json
@@ -121,8 +130,38 @@ def picture(seen: Seen, before: Seen | None = None) -> RenderableType:
         )
     if seen.tasks:
         parts += [Text(), _tasks(seen, before)]
+    if seen.died:
+        parts += [Text(), _dead(seen)]
+    if seen.schedules.rows:
+        parts += [Text(), _schedules(seen.schedules)]
     parts += [Text(), _workers(found), *_scaling(found)]
     return Group(*parts)
+
+
+def _dead(seen: Seen) -> RenderableType:
+    """The newest dead letters by type and error, the most frequent first."""
+    groups = Counter((job.type or "", job.reason or "", cut_error(job.error, 60)) for job in seen.died)
+    among = "dead" if len(seen.died) >= seen.status.dead else f"of the last {number(len(seen.died))}"
+    rows = table(among, "type", "reason", "error", right=(among,))
+    for (kind, reason, error), jobs in groups.most_common(_ERRORS_SHOWN):
+        rows.add_row(number(jobs), shown(kind), shown(reason), shown(error))
+    if len(groups) > _ERRORS_SHOWN:
+        return Group(rows, Text(f"… and {count(len(groups) - _ERRORS_SHOWN, 'more kind')}: `tqe dlq list`"))
+    return rows
+
+
+def _schedules(view: scheduling.View) -> RenderableType:
+    """When each submits next, the soonest first."""
+    found = sorted(
+        (row.paused, row.next_ms(view.now_ms) or math.inf, name) for name, row in view.rows.items()
+    )
+    rows = table("schedule", "type", "next")
+    for paused, next_ms, name in found[:_SCHEDULES_SHOWN]:
+        wait = "-" if math.isinf(next_ms) else f"in {duration(max(0.0, next_ms - view.now_ms) / 1000)}"
+        rows.add_row(shown(name), shown(view.rows[name].schedule.type), "paused" if paused else wait)
+    if len(found) > _SCHEDULES_SHOWN:
+        return Group(rows, Text(f"… and {number(len(found) - _SCHEDULES_SHOWN)} more: `tqe cron list`"))
+    return rows
 
 
 def _lanes(seen: Seen) -> RenderableType:

@@ -194,6 +194,15 @@ def test_dlq_show(cli: Cli, dead: list[str]) -> None:
     assert "is not in the dead-letter queue" in cli.fails(1, "dlq", "show", NOWHERE)
 
 
+def test_status_shows_dead_letters_by_error(cli: Cli, dead: list[str]) -> None:
+    said = cli("status").stdout
+    assert re.search(r"(?m)^dead +type +reason +error$", said), said
+    assert re.search(r"(?m)^ *2 +A +failed +ValueError: no good$", said), said
+    assert re.search(r"(?m)^ *1 +B +failed +ValueError: no good$", said), said
+    cli("dlq", "purge", "--all", "--yes")
+    assert "no good" not in cli("status").stdout
+
+
 def test_dlq_replay_by_id(cli: Cli, dead: list[str]) -> None:
     result = cli("dlq", "replay", dead[0], NOWHERE)
     assert (result.exit_code, result.stdout) == (1, "1 replayed\n")

@@ -1,6 +1,7 @@
 """`tqe cron`, and schedules on their way from code and tqe.toml through `tqe run` to jobs that have run."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,13 @@ def test_no_schedules(cli: Cli) -> None:
 def test_every_verb_has_an_example(cli: Cli) -> None:
     for verb in ("list", "next", "run", "pause", "resume", "remove"):
         assert "Example" in cli("cron", verb, "--help").stdout
+
+
+def test_the_status_shows_what_comes_next(cli: Cli, known: Timetable) -> None:
+    said = cli("status").stdout
+    assert re.search(r"(?m)^schedule +type +next\n.+ PING +in [\d.]+ \w+\nnightly +REPORT +in ", said), said
+    cli("cron", "pause", "nightly")
+    assert re.search(r"(?m)^nightly +REPORT +paused$", cli("status").stdout)
 
 
 def test_list(cli: Cli, known: Timetable) -> None:
