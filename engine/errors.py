@@ -31,7 +31,8 @@ class AppImportError(TQEError):
 
 
 class AppNotFound(AppImportError):
-    """The name of the app is wrong: no such module, no such attribute, or something that is no App."""
+    """The name of the app leads to no module, no attribute, or something that is no App. Fix the name, or
+    start in the folder where it is."""
 
 
 class RegistrationError(TQEError):
