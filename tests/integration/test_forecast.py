@@ -8,14 +8,18 @@ import redis
 
 from tests.support.cli import Cli
 from tests.support.hands import Hands
+from tests.support.predictors import Told
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tqe import codec
+from tqe.board.board import Board
 from tqe.client import AsyncClient, Client
 from tqe.settings import Settings
 from tqe.store import model, settling
 from tqe.store.forecast import Forecast
 from tqe.store.keys import Keys
+from tqe.worker.admission import Admission
+from tqe.worker.ordering import Ordering
 
 KEYS = Keys()
 
@@ -86,6 +90,16 @@ def test_a_scored_job_runs_as_predicted_and_waits_by_its_place(client: Client, m
     assert run_ms == 20 and wait_ms is not None and wait_ms < 100, "its type says so"
     client.submit("LONG", {})
     assert late.forecast().predicted_wait_ms == pytest.approx(0, abs=20), "who came later waits"
+
+
+@pytest.mark.parametrize("mode", ["bounded", "sjf"])
+def test_workers_and_forecasts_read_the_same_from_a_boost(mode: model.Mode) -> None:
+    ordering = Ordering(Told(), Board(1).slots[0], {}, Admission({}, quantum_ns=1), 1)
+    order = model.Order("v", "00", 10**7, 10**6, {"normal": mode})
+    ordering.follow(order)
+    boost_us = int(order.likely_boost_us("normal", 2.5))
+    assert order.predicted_s("normal", boost_us) == ordering.predicted_s("normal", boost_us)
+    assert order.predicted_s("normal", boost_us) == pytest.approx(2.5, rel=0.01)
 
 
 def test_without_an_order_scores_of_before_say_no_run_time(client: Client, measured: redis.Redis) -> None:
