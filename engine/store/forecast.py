@@ -20,8 +20,10 @@ from tqe.store.model import Order, order_command, read_order
 from tqe.store.reading import ask
 from tqe.store.steps import Steps
 
-SEARCH_JOBS_MAX: Final = 20_000  # of the sorted part, in pages; behind that a job's score is reckoned
-SEARCH_PAGE: Final = 2_000
+# A job is looked for among so many scored ones, which costs Redis a millisecond a thousand, and clients poll.
+# In a larger sorted part its score is reckoned from the mean of its type.
+SEARCH_JOBS_MAX: Final = 2_000
+SEARCH_PAGE: Final = 1_000
 
 _AHEAD = ("scheduled", "queued", "retrying", "running")
 
@@ -50,14 +52,17 @@ def forecast(keys: Keys, lanes: Sequence[str], job: JobStatus) -> Steps[Forecast
         return Forecast()
     lane, since = job.lane, job.submitted_at
     own = [] if lane is None else [lane]
-    mean_us, timed, told = yield from ask(
-        ("HGET", keys.means, job.type), ("HLEN", keys.means), order_command(keys, own)
+    mean_us, timed, told, scored = yield from ask(
+        ("HGET", keys.means, job.type),
+        ("HLEN", keys.means),
+        order_command(keys, own),
+        ("ZCARD", keys.sorted(lane or "")),
     )
     mean_s = int(mean_us) / 1e6 if mean_us is not None and mean_us.isdigit() else None
     if job.status != "queued" or lane is None or lane not in lanes or since is None:
         return Forecast(_ms(mean_s))
     order = read_order(told, own)
-    place = yield from _find(keys, lane, job.id, order)
+    place = (yield from _find(keys, lane, job.id, order)) if 0 < scored <= SEARCH_JOBS_MAX else None
     if place is None or place.predicted_s is None:
         score_us = since.timestamp() * 1e6 - order.likely_boost_us(lane, mean_s)
         place = _Place(score_us if place is None else place.score_us, mean_s)
@@ -75,11 +80,11 @@ def forecast(keys: Keys, lanes: Sequence[str], job: JobStatus) -> Steps[Forecast
 
 def _find(keys: Keys, lane: str, name: str, order: Order) -> Steps[_Place | None]:
     """The job in the sorted part of its lane, where it is alone in its frame once it was scored; None if it
-    is not there, or farther back than anybody may look."""
+    is not there."""
     frame_id, index = split_job_id(name)
     alone = b"????%s.%03d.0001.*" % (frame_id, index)
-    cursor, seen = b"0", 0
-    while seen < SEARCH_JOBS_MAX:
+    cursor: bytes = b"0"
+    for _ in range(2 * SEARCH_JOBS_MAX // SEARCH_PAGE):  # pages may hold less, and the set may grow
         ((cursor, found),) = yield from ask(
             ("ZSCAN", keys.sorted(lane), cursor, "MATCH", alone, "COUNT", SEARCH_PAGE)
         )
@@ -90,9 +95,8 @@ def _find(keys: Keys, lane: str, name: str, order: Order) -> Steps[_Place | None
                 continue
             scored = header.flags & codec.SCORED
             return _Place(float(score), order.predicted_s(lane, header.boost_us) if scored else None)
-        seen += SEARCH_PAGE
-        if cursor in (b"0", 0):
-            return None
+        if cursor == b"0":
+            break
     return None
 
 

@@ -15,6 +15,7 @@ from tqe import codec
 from tqe.board.board import Board
 from tqe.client import AsyncClient, Client
 from tqe.settings import Settings
+from tqe.store import forecast as forecasting
 from tqe.store import model, settling
 from tqe.store.forecast import Forecast
 from tqe.store.keys import Keys
@@ -90,6 +91,21 @@ def test_a_scored_job_runs_as_predicted_and_waits_by_its_place(client: Client, m
     assert run_ms == 20 and wait_ms is not None and wait_ms < 100, "its type says so"
     client.submit("LONG", {})
     assert late.forecast().predicted_wait_ms == pytest.approx(0, abs=20), "who came later waits"
+
+
+def test_a_job_is_looked_for_page_by_page_and_only_in_a_part_of_some_size(
+    client: Client, measured: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = client.submit_many([("LONG", {})] * 300)
+    seconds = [0.1 + at / 100 for at in range(300)]
+    scored(measured, seconds)
+    monkeypatch.setattr(forecasting, "SEARCH_PAGE", 10)
+    assert [jobs[at].forecast().predicted_ms for at in (0, 150, 299)] == [100, 1_600, 3_090]
+    monkeypatch.setattr(forecasting, "SEARCH_JOBS_MAX", 299)
+    run_ms, wait_ms = jobs[0].forecast()
+    assert run_ms == 3_000, "the mean of its type"
+    before_s = sum(one for one in seconds if one < 3.0)
+    assert wait_ms == pytest.approx(1000 * before_s / 2, rel=0.1), "and the place that goes with it"
 
 
 @pytest.mark.parametrize("mode", ["bounded", "sjf"])
