@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.chaos.journal import END_FAIL, END_OK, ExecJournal
+from tests.chaos.procs import children, send
 from tqe import App, current_job
 
 app = App()
@@ -80,6 +81,17 @@ def poison(n: int, us: int = 0) -> None:
     with running(n):
         _spin(us)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task("HOSTBOMB")
+def hostbomb(n: int, ms: int) -> None:
+    """Takes the whole host along, as the kernel does with a container that is out of memory."""
+    with running(n):
+        time.sleep(ms / 1000)
+        supervisor = os.getppid()
+        family = children(supervisor)
+        for pid in (supervisor, *(one for one in family if one != os.getpid()), os.getpid()):
+            send(pid, signal.SIGKILL)
 
 
 @app.task("LONG")

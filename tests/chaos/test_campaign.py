@@ -16,7 +16,7 @@ from tests.chaos.arena import RETRY_BASE_MS, Arena
 from tests.chaos.audit import parse_frame
 from tests.chaos.checker import Limits, Report
 from tests.chaos.journal import load, now_ns
-from tests.chaos.procs import TqeRun
+from tests.chaos.procs import TqeRun, wait_gone
 from tests.chaos.proxy import Proxy
 from tests.support.waiting import wait_until
 
@@ -259,6 +259,58 @@ def test_poison_among_innocents(arena: Arena, poisons: int, innocents: int) -> N
     assert (report.finals["dead"], report.finals["completed"]) == (poisons, innocents // poisons * poisons)
     assert len(dead) == poisons and all(b"SIGKILL" in meta for meta in dead), dead
     assert report.reruns["poison"] == 2 * poisons, run.text()[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("bombs", "crashes_max", "innocents"),
+    [pytest.param(1, 1, 20, marks=LONG, id="one"), long_form(2, 3, 400)],
+)
+def test_job_that_kills_its_host_is_found_and_charged_and_nobody_else(
+    arena: Arena, bombs: int, crashes_max: int, innocents: int
+) -> None:
+    """Supervisor, steward and all workers die at once, and the next ones of the same name take their place.
+
+    Nobody is left to read a board: two deaths are blind, then what was held runs alone and marked. With one
+    crash allowed, a neighbour that was charged but once would be dead.
+    """
+    producer = arena.producer()
+    producer.app.client.pause("normal")
+    numbers = range(innocents + bombs)
+    guilty = set(arena.rng.sample(numbers, bombs))
+    producer.number = len(numbers)
+    for n in numbers:
+        producer.journal.invoke(n, *(("HOSTBOMB", "poison") if n in guilty else ("QUICK", "ok")))
+    bodies = [("HOSTBOMB", {"n": n, "ms": 50}) if n in guilty else ("QUICK", {"n": n}) for n in numbers]
+    producer.told(0, producer.app.submit_many(bodies))
+    producer.bulk("LONG", 2, lambda n: {"ms": 300})  # in the other worker when it dies
+
+    deaths = 0
+    while True:
+        producer.app.client.pause("normal")  # or the host may die before it has started
+        run = arena.run(procs=2, lease_s=1.0, env={"TQE_CRASHES_MAX": str(crashes_max)})
+        workers = run.workers()
+        producer.app.client.resume("normal")
+        wait_until(lambda: not run.running or arena.total("dead") == bombs, 60, "a death of any kind")  # noqa: B023
+        if run.running:
+            break
+        deaths += 1
+        wait_gone(workers)
+        kinds = {sub.id: sub.type for sub in load(arena.folder).submissions}
+        last = max(
+            (one for one in load(arena.folder).executions if kinds[one.job] == "HOSTBOMB"),
+            key=lambda one: one.start_ns,
+        )
+        others = [pid for pid in workers if pid != last.pid]
+        arena.faults.record("kill_host", others, t_ns=last.start_ns, until_ns=now_ns(), supervisor=run.pid)
+        assert deaths <= bombs * (2 + crashes_max), run.text()[-2000:]
+    arena.wait_drained()
+    found = [parse_frame(raw) for raw in arena.direct.hvals("tq:{0}:dlq")]
+    report = arena.finish(limits(redis_reruns=False, max_crashes=2 + crashes_max))
+    only(report, "poison", "host")
+    assert (report.finals["dead"], report.finals["completed"]) == (bombs, innocents + 2)
+    assert [one.crashes for one in found if one] == [crashes_max] * bombs
+    assert all(one.reaps >= 2 for one in found if one), "the blind deaths are counted"
+    assert 2 + bombs * crashes_max <= deaths
 
 
 @pytest.mark.parametrize("rounds", [short_form(1), long_form(10)])
