@@ -3,9 +3,9 @@
     python -m bench.compare REV [--against REV] [--rounds N] [--only NAME]
 
 Each commit is built in a folder of its own, far from the working tree; without --against the second one is
-the working tree as it is installed. The suites are those of the working tree for both: what an old commit
-cannot run is left out. Rounds alternate, and of each part the best median counts, so that a passing
-disturbance does not look like a change.
+the working tree as it is installed. The suites are those of the working tree for both: of a part that an old
+commit cannot run it is said that there is only the other side. Rounds alternate, and of each part the best
+median counts, so that a passing disturbance does not look like a change.
 """
 
 from __future__ import annotations

@@ -1,26 +1,29 @@
-"""Scripts on a real Redis, each call with its round trip, and the whole way of a job without a loop."""
+"""Scripts on a real Redis, each call with its round trip, and the whole way of a job without a loop.
+
+Imports of the engine stand in functions, for the reason that `parts` gives.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.micro.parts import FRAME, KEYS, LANE, SINGLES, TYPE, Bench, frames
-from tests.support.redis_server import RedisServer, binaries
-from tqe.codec import hot
-from tqe.job import new_snapshot
-from tqe.store import producing, settling, working
-from tqe.store.call import Call, SyncDoor, connect
-from tqe.store.producing import Outgoing
+from bench.micro.parts import FRAME, INCARNATION, LANE, SINGLES, Bench, outgoing, settler
 
-INCARNATION = "0" * 26
+if TYPE_CHECKING:
+    from tests.support.redis_server import RedisServer
+    from tqe.store.call import Call, SyncDoor
+    from tqe.store.working import Fetcher
+
 ROUNDS = 30
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
+    from tests.support.redis_server import RedisServer, binaries
+
     running = RedisServer(binaries()[0])
     running.start()
     yield running
@@ -29,10 +32,14 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def door(server: RedisServer) -> Iterator[SyncDoor]:
+    from tqe.store import working
+    from tqe.store.call import SyncDoor, connect
+    from tqe.store.keys import Keys
+
     server.reset()
     client = connect(server.url)
     found = SyncDoor(client)
-    found.run(working.takeover(KEYS, "", INCARNATION, 600_000))
+    found.run(working.takeover(Keys(), "", INCARNATION, 600_000))
     yield found
     client.close()
 
@@ -40,36 +47,32 @@ def door(server: RedisServer) -> Iterator[SyncDoor]:
 _made = 0
 
 
-def outgoing(count: int, jobs: int) -> list[Outgoing]:
-    """Frames that were never sent before: enqueue would recognise a repeat by its snapshot."""
+def enqueue(count: int, jobs: int) -> Call:
+    """Frames that were never sent before: the script would recognise a repeat by its snapshot."""
+    from tqe.store import producing
+    from tqe.store.keys import Keys
+
     global _made
     first, _made = _made, _made + count
-    value = new_snapshot(jobs, LANE, f"{TYPE.decode()}*{jobs}")
-    return [
-        Outgoing(frame[4:30], jobs, frame, LANE, "0", value) for frame in frames(count, jobs, first=first)
-    ]
+    return producing.enqueue_call(Keys(), outgoing(count, jobs, first=first))[0]
 
 
-def enqueue(count: int, jobs: int) -> Call:
-    return producing.enqueue_call(KEYS, outgoing(count, jobs))[0]
+def fetcher() -> Fetcher:
+    from tqe.store import working
+    from tqe.store.keys import Keys
+
+    return working.Fetcher(Keys(), INCARNATION, [working.LaneRule(LANE)], 600_000)
 
 
-def fetcher() -> working.Fetcher:
-    return working.Fetcher(KEYS, INCARNATION, [working.LaneRule(LANE)], 600_000)
+def fetch(door: SyncDoor, calls: Fetcher) -> list[bytes]:
+    from tqe.store import working
 
-
-def fetch(door: SyncDoor, calls: working.Fetcher) -> list[bytes]:
     call = calls.call(jobs_max=1 << 20, bytes_max=1 << 20, frames_max=1_000)
     return working.read_fetch(door.run(call)).frames
 
 
-def settle(leases: list[hot.Lease]) -> list[Call]:
-    batch = settling.SettleBatch()
-    groups, _ = hot.plain_done(leases)
-    for (second, char, value), done in groups.items():
-        batch.add_done((second, char) if value else None, value, [lease.name for lease in done], done)
-    made = batch.calls(KEYS, INCARNATION, result_ttl_s=3_600, dlq_max=1_000)
-    return [one.call for one in made]
+def settle(leases: list[Any]) -> list[Call]:
+    return [one.call for one in settler()(leases)]
 
 
 SHAPES = pytest.mark.parametrize(("count", "jobs"), [(SINGLES, 1), (10, FRAME)], ids=["singles", "bulk"])

@@ -34,18 +34,18 @@ from tqe.bench.lab import Lab, RunFailed
 from tqe.bench.ledger import Ledger
 from tqe.bench.suite import LOAD_MAX
 from tqe.board.board import Board
-from tqe.cli import learning
+from tqe.cli.learning import RUNG_OF
 from tqe.cli.predictor import ModelPredictor, open_library
 from tqe.client import Client
 from tqe.job import IDS
 from tqe.ml import model, trainer
 from tqe.ml.dataset import Facts, Record, collect
 from tqe.settings import Settings
-from tqe.store import learning as stored
+from tqe.store import learning, settling, working
 from tqe.store import model as order
-from tqe.store import settling, working
 from tqe.store.call import SyncDoor, connect
 from tqe.store.keys import Keys
+from tqe.store.learning import Files, Published
 from tqe.worker.admission import Admission
 from tqe.worker.fields import Fields
 from tqe.worker.ordering import Ordering
@@ -92,7 +92,7 @@ def naps(jobs: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def trained(folder: Path) -> Version:
+def trained(folder: Path) -> tuple[Path, model.Manifest]:
     """A version with a model, as `tqe ml train` makes it."""
     draw, now_s, records = random.Random(3), 0.0, []
     for payload in naps(6_000, 3):
@@ -103,30 +103,53 @@ def trained(folder: Path) -> Version:
     path, manifest = trainer.publish(trace, folder, servers=2, trained_at=model.now(), bound_s=5.0)
     if manifest.chosen != "model":
         raise SystemExit(f"the gate chose {manifest.chosen}: {manifest.gate['reason']}")
-    return Version(manifest, path)
+    return path, manifest
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version in its folder, as `tqe ml train` publishes it."""
+    """A version as it is published."""
 
     manifest: model.Manifest
-    path: Path
+    files: Files
 
     def publish(self, door: SyncDoor) -> None:
-        learning.publish(learning.Queue(door, KEYS), self.path, self.manifest)
+        told = self.manifest
+        learning.publish(
+            door,
+            KEYS,
+            Published(
+                version=told.version,
+                sha256=told.sha256,
+                bound_us=int(told.bound_s * 1e6),
+                mean_us=int(told.scale_s * 1e6),
+                trained_at=told.trained_at,
+                chosen=told.chosen,
+                rung=RUNG_OF[told.chosen],
+            ),
+            self.files,
+        )
 
     def another(self, number: int) -> Version:
         """The same model under another name and hash."""
-        text = (self.path / model.MODEL).read_bytes() + b"\n" * number
+        assert self.files.model is not None
+        text = self.files.model + b"\n" * number
         at = datetime.fromisoformat(self.manifest.trained_at) + timedelta(seconds=number)
         told = replace(
             self.manifest,
             version=f"{at:%Y%m%dT%H%M%S}-{number:012x}",
             sha256=hashlib.sha256(text).hexdigest(),
         )
-        history = (self.path / model.HISTORY).read_bytes()
-        return Version(told, model.publish(self.path.parent, told, text, history))
+        return Version(told, replace(self.files, manifest=json.dumps(told.dump()).encode(), model=text))
+
+
+def version_of(folder: Path, manifest: model.Manifest) -> Version:
+    files = Files(
+        manifest=(folder / model.MANIFEST).read_bytes(),
+        history=(folder / model.HISTORY).read_bytes(),
+        model=(folder / model.MODEL).read_bytes(),
+    )
+    return Version(manifest, files)
 
 
 # --- no-op jobs
@@ -167,7 +190,7 @@ def no_ops(lab: Lab, models: Path, version: Version, scale: float) -> dict[str, 
         found[f"{name}_cpu"] = figure(f"{words}: more CPU in the worker", [more], "µs a job")
         for on, how in ((False, "without"), (True, "with")):
             found[f"{name}_{how}"] = figure(f"{words}: CPU in the worker {how}", cpu[on], "µs a job")
-            found[f"{name}_rate_{how}"] = figure(f"{words}: rate {how}", rates[on], "jobs a second")
+            found[f"{name}_rate_{how}"] = figure(f"{words}: {how}", rates[on], "jobs a second")
     return found
 
 
@@ -340,7 +363,7 @@ def reloaded(host: Host, version: Version, reloads: int) -> tuple[list[float], i
         host.until(used, f"a run by {new.manifest.version}, the {number}th version")
     host.finish()
     last_us: dict[str, int] = {}
-    for line in stored.traces(host.door, KEYS):
+    for line in learning.traces(host.door, KEYS):
         run = json.loads(line)
         last_us[run.get("version", "")] = max(last_us.get(run.get("version", ""), 0), run["start_us"])
     times = [
@@ -392,13 +415,13 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="tqe-engine-") as made:
         folder = Path(made)
-        version = trained(folder / "models")
-        models = version.path.parent
+        path, manifest = trained(folder / "models")
+        version = version_of(path, manifest)
         lab = _lab(folder / "lab")
         parts = (
-            ("start-up", lambda: started(models, version.manifest.version)),
-            ("giving back", lambda: written_back(lab, models, version)),
-            ("no-op jobs", lambda: no_ops(lab, models, version, options.scale)),
+            ("start-up", lambda: started(path.parent, manifest.version)),
+            ("giving back", lambda: written_back(lab, path.parent, version)),
+            ("no-op jobs", lambda: no_ops(lab, path.parent, version, options.scale)),
             ("new versions", lambda: living(lab, _made(folder / "host"), version, _reloads(options.scale))),
         )
         for name, part in parts:

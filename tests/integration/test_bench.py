@@ -1,6 +1,7 @@
 """`tqe bench` on small numbers: what it measures, what it says of the machine, what it calls a result."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,20 @@ def test_latencies_come_from_every_job_and_from_one_clock(tmp_path: Path) -> Non
     found, lab = play("latency", tmp_path)
     assert 0 < found["p50"] <= found["p99"] < 10_000
     assert len(lab.ledger.values(0, 100)) == 70  # 20 of a full run at this scale, and the warm-up
+
+
+# Each of them in campaigns; in every test run those that need a second or two.
+CHEAP = ("board", "singles", "retries", "priority")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in CHEAP else pytest.mark.campaign) for name in suite.SCENARIOS],
+)
+def test_each_scenario_gives_each_of_its_figures(name: str, tmp_path: Path) -> None:
+    found, _ = play(name, tmp_path, scale=0.002)
+    assert set(found) == {figure.name for figure in suite.SCENARIOS[name].figures}
+    assert all(math.isfinite(value) for value in found.values()), found
 
 
 def test_a_producer_that_fails_fails_the_run(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import counts, marks
+from bench import compare, counts, marks
 from bench.documents import put
 from bench.ordering import made, replay, tables
 from bench.peers import peers, table
@@ -187,6 +189,28 @@ def test_counts_fail_above_the_tolerance_only(capsys: pytest.CaptureFixture[str]
     assert counts.compare({"a": limit - 0.1, "b": 50.0, "new": 7.0}, {"a": 100.0, "b": 100.0}) == []
     assert counts.compare({"a": limit + 0.1}, {"a": 100.0}) == ["a"]
     assert "-50.0%" in capsys.readouterr().out
+
+
+def test_the_small_parts_and_the_scripts_still_run() -> None:
+    """Without a stopwatch, as `make bench-compare` runs them."""
+    command = [sys.executable, "-m", "pytest", "-q", "bench/micro", "-o", "python_files=bench_*.py"]
+    command += ["--benchmark-disable", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_a_part_that_an_old_commit_lacks_costs_a_comparison_that_part_only(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever is imported of the engine, is imported where one part is set up."""
+    for module in ("bench.micro.parts", "bench.micro.bench_parts", "bench.micro.bench_scripts"):
+        looked = f"import sys, {module}; print([name for name in sys.modules if name.startswith('tqe')])"
+        done = subprocess.run(
+            [sys.executable, "-c", looked], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "[]\n", module
+    compare.table({"a": [1.0]}, {"a": [1.0], "b": [1.0]}, {"a": 1, "b": 1})
+    assert "b  only after" in " ".join(capsys.readouterr().out.split(" "))
 
 
 def test_the_committed_counts_are_of_parts_that_there_are() -> None:
