@@ -16,7 +16,8 @@
 -- ARGV[4]    bytes_max   int
 -- ARGV[5]    frames_max  int
 -- ARGV[6]    window_jobs int, budget instead of jobs_max for the list of a lane that is ordered
--- ARGV[7..]  lane, T_us for each lane: 0 is plain FIFO, else the bound by which a score may lie before `enqueued`
+-- ARGV[7]    sorted_max  int, frames in the sorted part of a lane from which on its list waits for its turn
+-- ARGV[8..]  lane, T_us for each lane: 0 is plain FIFO, else the bound by which a score may lie before `enqueued`
 -- moves      queued -> running
 -- returns    {now_us, lease_end_ms, number of leases held now, cancels, left, frame...}; cancels is flat: position of a
 --            frame (from 1), indexes of it that somebody wants cancelled; left too: number of a lane with T of which
@@ -29,6 +30,8 @@
 -- given back, so it has a budget of its own; who runs what is scored needs to know the lowest key that is left: nothing
 -- above it may run before. A first frame is always taken. What exceeds the budget goes back to
 -- where it was. What is no frame goes to quarantine before anything else touches it.
+-- A list that is entered in bulk would so be scored to its end before its first job runs, a frame of one for each job.
+-- So from `sorted_max` on its head counts as `enqueued`, a boost of 0, which keeps the bound as any boost up to T does.
 --@include frame
 --@include bulk
 --@include now
@@ -101,6 +104,8 @@ end
 
 -- Leases from one lane until it is empty (true) or the budget is full.
 local function drain(queue, sorted, name, bound_us)
+  local ordered = bound_us > 0
+  bound_us = ordered and redis.call('ZCARD', sorted) < tonumber(ARGV[7]) and bound_us or 0
   local list, list_at, list_more, list_chunk, list_jobs = {}, 1, true, 0.25, 0
   local set, set_at, set_more, set_chunk, set_jobs = {}, 1, true, 0.25, 0
   while true do
@@ -128,11 +133,11 @@ local function drain(queue, sorted, name, bound_us)
       set_jobs = set_jobs + jobs
     else
       local jobs_kept = jobs_left
-      if bound_us > 0 then
+      if ordered then
         jobs_left = window_left
       end
       list_at, jobs, full = take(list, list_at, scored and list_at or #list, 1)
-      if bound_us > 0 then
+      if ordered then
         window_left, jobs_left = jobs_left, jobs_kept
       end
       list_jobs = list_jobs + jobs
@@ -151,7 +156,7 @@ local function drain(queue, sorted, name, bound_us)
     back[#back + 1], back[#back + 2] = set[j + 1], set[j]
   end
   bulk('ZADD', sorted, back)
-  if bound_us > 0 and list_jobs + set_jobs > 0 then
+  if ordered and list_jobs + set_jobs > 0 then
     left[name] = lowest_key(queue, sorted, bound_us, list[list_at], set[set_at + 1])
   end
   if not list[list_at] and not set[set_at] then
@@ -172,7 +177,7 @@ end
 -- this very script; not empty, it has a token, so that whoever waits comes; paused, it has none.
 for lane = 1, lanes do
   local queue, sorted, wake = KEYS[7 + 3 * lane], KEYS[8 + 3 * lane], KEYS[9 + 3 * lane]
-  local name = ARGV[5 + 2 * lane]
+  local name = ARGV[6 + 2 * lane]
   if any_paused and redis.call('SISMEMBER', KEYS[9], name) == 1 then
     no_tokens[#no_tokens + 1] = wake
   else
@@ -180,7 +185,7 @@ for lane = 1, lanes do
     if full then
       empty = redis.call('EXISTS', queue, sorted) == 0
     else
-      empty = drain(queue, sorted, name, tonumber(ARGV[6 + 2 * lane]) or 0)
+      empty = drain(queue, sorted, name, tonumber(ARGV[7 + 2 * lane]) or 0)
       out[5][#out[5] + 1], out[5][#out[5] + 2] = left[name] and lane, left[name]
     end
     if empty then

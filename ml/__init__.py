@@ -18,6 +18,11 @@ class ModelError(TQEError):
     """A model, a trace or the library behind them cannot be used. The text says which, and what to do."""
 
 
+class HostError(ModelError):
+    """This host cannot do it now (no memory, no process, no file): that says nothing of the model, and
+    another host, or a later try, may succeed."""
+
+
 def need(module: str) -> Any:
     """Import an optional dependency; raises ModelError with the command that installs it."""
     try:

@@ -67,6 +67,7 @@ class Trace:
     end_s: Sequence[float]  # when a job's duration was known
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]  # besides the type
+    wait_s: Sequence[float] = ()  # as it was; 0 where it is unknown
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -81,6 +82,7 @@ class Trace:
             end_s=self.end_s[start:stop],
             numeric=self.numeric,
             categorical=self.categorical,
+            wait_s=self.wait_s[start:stop],
         )
 
 
@@ -111,6 +113,7 @@ def collect(
         end_s=[sum(times) for times in zip(submit_s, waits_s, duration_s, strict=True)],
         numeric=tuple(numeric),
         categorical=tuple(categorical),
+        wait_s=waits_s,
     )
 
 

@@ -7,6 +7,7 @@ m, T, and reference rows with the predictions that they must give.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -15,14 +16,14 @@ import os
 import re
 import shutil
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from tqe import clock
-from tqe.ml import ModelError
+from tqe.ml import HostError, ModelError
 from tqe.ml.features import FEATURES, Columns, Schema
 from tqe.ml.history import History
 from tqe.ml.score import Booster
@@ -202,18 +203,35 @@ def versions(folder: Path) -> list[Path]:
 
 def read(folder: Path) -> Files:
     """Read one version and check it against its manifest. Raises ModelError; the library sees nothing."""
-    try:
-        manifest = Manifest.load(json.loads((folder / MANIFEST).read_bytes()))
+    manifest, model = read_model(folder)
+    with _told(folder):
         history = _hashed(folder / HISTORY, manifest.history_sha256, HISTORY_BYTES_MAX)
-        model = _hashed(folder / MODEL, manifest.sha256, MODEL_BYTES_MAX) if manifest.sha256 else None
         loaded = History.load(json.loads(gzip.decompress(history)))
-    except OSError as e:
-        raise ModelError(f"the model in {folder} cannot be read: {e}") from e
-    except (KeyError, TypeError, ValueError, AttributeError, EOFError) as e:
-        raise ModelError(f"the model in {folder} is damaged or is none: {e!r}") from e
     if len(loaded.levels) != manifest.schema.levels:
         raise ModelError(f"the history in {folder} does not fit its schema")
     return Files(manifest=manifest, model=model, history=loaded)
+
+
+def read_model(folder: Path) -> tuple[Manifest, bytes | None]:
+    """The same without the history, which may be large."""
+    with _told(folder):
+        manifest = Manifest.load(json.loads((folder / MANIFEST).read_bytes()))
+        model = _hashed(folder / MODEL, manifest.sha256, MODEL_BYTES_MAX) if manifest.sha256 else None
+    return manifest, model
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Whatever is wrong with a folder's files is a ModelError that names it; a HostError where they may be
+    fine."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as e:
+        raise ModelError(f"the model in {folder} cannot be read: {e}") from e
+    except (OSError, MemoryError) as e:
+        raise HostError(f"this host cannot read the model in {folder}: {e!r}") from e
+    except (KeyError, TypeError, ValueError, AttributeError, EOFError) as e:
+        raise ModelError(f"the model in {folder} is damaged or is none: {e!r}") from e
 
 
 def _hashed(path: Path, sha256: str, bytes_max: int) -> bytes:
@@ -227,11 +245,14 @@ def _hashed(path: Path, sha256: str, bytes_max: int) -> bytes:
 
 def load(files: Files) -> Booster | None:
     """Open the model in this process. Only after a canary has survived it. Raises ModelError."""
-    if files.model is None:
-        return None
-    booster = Booster(files.model, len(files.manifest.columns))
+    return None if files.model is None else open_model(files.manifest, files.model)
+
+
+def open_model(manifest: Manifest, text: bytes) -> Booster:
+    """Open a model's text, and check that the reference rows give what they should. Raises ModelError."""
+    booster = Booster(text, len(manifest.columns))
     try:
-        check(files.manifest, booster)
+        check(manifest, booster)
     except ModelError:
         booster.close()
         raise

@@ -266,7 +266,6 @@ def replayed(folder: Path, trace: Trace, jobs: int, seconds: float) -> dict[str,
     """Each order on the real engine and in the simulator."""
     work, predicted, bound_s, told = compressed(trace, jobs, seconds)
     mean_s = told["mean_s"]
-    scale_s = SCALE * mean_s
     runs: dict[str, dict[str, Any]] = {}
     plays: tuple[tuple[str, str, Sequence[float | None]], ...] = (
         ("fifo", "fifo", predicted),
@@ -278,9 +277,9 @@ def replayed(folder: Path, trace: Trace, jobs: int, seconds: float) -> dict[str,
     lab = Lab(folder, app=make_app(ledger, len(work)), ledger=ledger, scale=1.0, pulse=lambda part: None)
     for name, mode, table in plays:
         print(f"{trace.name}: {name}", file=sys.stderr)
-        scale = scale_s if mode == "bounded" else mean_s
+        scale = SCALE * mean_s if mode == "bounded" else mean_s
         found = measure(
-            lab, work, servers=SERVERS, mode=mode, table=Table(table), bound_s=bound_s, mean_s=scale
+            lab, work, servers=SERVERS, mode=mode, table=Table(table), bound_s=bound_s, mean_s=mean_s
         )
         boosts = [order.boost_s(mode, p, scale_s=scale, bound_s=bound_s) for p in table]  # type: ignore[arg-type]
         start_s = simulate.replay(work.due_s, work.run_s, SERVERS, simulate.Boosted(boosts))

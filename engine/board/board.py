@@ -273,6 +273,40 @@ class Board:
             layout.RECOVERY_BYTES, b"\0"
         )
 
+    def blame_features(self, name: str, deaths: int = 1) -> int:
+        """So many workers died in the features function of tasks of this name; how many have by now."""
+        for number in range(layout.FEATURES_MAX):
+            start = layout.H_FEATURES + number * layout.FEATURES_BYTES
+            before, held = self.get(start), self._features_name(start)
+            if before and held not in (name, layout.FEATURES_ALL):
+                continue
+            if not before:
+                told = layout.FEATURES_ALL if number == layout.FEATURES_MAX - 1 else name
+                self.memory[start + layout.WORD : start + layout.FEATURES_BYTES] = told.encode("ascii").ljust(
+                    layout.TASK_NAME_BYTES, b"\0"
+                )
+            self.set(start, before + deaths)  # last: whoever sees the count sees the name
+            return before + deaths
+        raise AssertionError("the last entry takes whatever comes")
+
+    def features_off(self, name: str) -> bool:
+        """Whether the features function of tasks of this name is not to be called on this host."""
+        for number in range(layout.FEATURES_MAX):
+            start = layout.H_FEATURES + number * layout.FEATURES_BYTES
+            deaths = self.get(start)
+            if not deaths:
+                return False
+            if deaths >= layout.FEATURES_DEATHS_MAX and self._features_name(start) in (
+                name,
+                layout.FEATURES_ALL,
+            ):
+                return True
+        return False
+
+    def _features_name(self, start: int) -> str:
+        raw = bytes(self.memory[start + layout.WORD : start + layout.FEATURES_BYTES])
+        return raw.rstrip(b"\0").decode("ascii", "replace")
+
     def free_slot(self) -> SlotView | None:
         """A slot that no life uses, or None: then nothing may be forked."""
         return next((slot for slot in self.slots if slot.get(layout.C_STATE) == layout.FREE), None)

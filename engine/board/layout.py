@@ -35,9 +35,16 @@ H_WANTED: Final = 96  # with autoscale, the number of workers that the steward h
 H_COUNTERS: Final = 128  # HOST_COUNTERS words
 # The steward's: of each total of the queue two words, what Redis said last and what it has lost so far.
 H_CLIMB: Final = 512
+# Types whose features function has ended workers of this host: FEATURES_MAX entries of a count and a name.
+# The steward writes, workers read. The last entry takes all types that found no other, as FEATURES_ALL.
+H_FEATURES: Final = 736
 H_RECOVERY: Final = 1024  # 32 bytes a slot: the recovery id that the steward uses for this slot's leases
 
 RECOVERY_BYTES: Final = 32
+FEATURES_MAX: Final = 4
+FEATURES_BYTES: Final = 72
+FEATURES_ALL: Final = "*"
+FEATURES_DEATHS_MAX: Final = 2  # so many deaths turn a type's features function off on this host
 # What happened on this host. A word has one writer, and outlives both.
 HOST_COUNTERS: Final = (
     # the supervisor's
@@ -111,6 +118,7 @@ C_NEXT_INCARNATION: Final = 1056  # set while a takeover is under way
 # Frame id (26 bytes in 32) of the job in C_CANCEL_ROW: a row is used again, so compare before acting.
 C_CANCEL_ID: Final = 1088
 C_SUSPECT: Final = 1120  # written by the worker: 1 while it runs a suspect, or is about to
+C_FEATURES: Final = 1128  # by the worker: number of the task in whose features function it is, + 1; else 0
 
 COUNTERS: Final = (
     "completed",

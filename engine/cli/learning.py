@@ -50,7 +50,7 @@ def publish(queue: Queue, folder: Path, manifest: Any) -> None:
             version=manifest.version,
             sha256=manifest.sha256,
             bound_us=int(manifest.bound_s * 1e6),
-            mean_us=int(manifest.scale_s * 1e6),
+            mean_us=int(manifest.mean_s * 1e6),
             trained_at=manifest.trained_at,
             chosen=manifest.chosen,
             rung=RUNG_OF.get(manifest.chosen, "fifo"),

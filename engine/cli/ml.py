@@ -14,6 +14,7 @@ from tqe.cli import learning
 from tqe.cli.options import json_option, with_settings
 from tqe.cli.output import duration, emit, err, number, out, table
 from tqe.settings import Settings
+from tqe.store import housekeeping
 from tqe.store import learning as stored
 from tqe.store.model import SJF_BOUND_US
 
@@ -26,14 +27,18 @@ _SCHEMA = click.option(
 )
 
 NICE: Final = 15  # of a training in the background: jobs come first
+SERVERS: Final = 8
+_SERVERS_SAID: Final = f"{SERVERS} for a TRACE, else the workers that live now"
 
 
 def _numbers(
     least: float, greatest: float
-) -> Callable[[click.Context, click.Parameter, str], tuple[float, ...]]:
+) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...]]:
     """A check for numbers with commas between them, each within limits."""
 
-    def convert(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, ...]:
+    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...]:
+        if value is None:
+            return ()
         try:
             found = tuple(float(part) for part in value.split(","))
         except ValueError:
@@ -66,6 +71,17 @@ def ml() -> None:
     """
 
 
+def _servers(settings: Settings, trace: Path | None) -> int:
+    """How many workers a replay assumes where nobody said: those that live, if their runs are replayed."""
+    if trace is None:
+        with learning.opened(settings) as queue:
+            leases = housekeeping.leases(queue.door, queue.keys)
+        live = sum(end_ms > leases.now_ms for end_ms in leases.ends.values())
+        if live:
+            return live
+    return SERVERS
+
+
 def _read(settings: Settings, trace: Path | None, schema_path: Path | None) -> Any:
     """The trace of a file, or what workers have captured."""
     from tqe.ml import dataset, traces
@@ -86,7 +102,9 @@ for verb in (learning.status, learning.mode, learning.export, learning.rollback)
 @ml.command()
 @_TRACE
 @_SCHEMA
-@click.option("--servers", type=click.IntRange(1, 100_000), default=8, show_default=True, metavar="N")
+@click.option(
+    "--servers", type=click.IntRange(1, 100_000), metavar="N", help=f"Workers.  [default: {_SERVERS_SAID}]"
+)
 @click.option(
     "--loads",
     callback=_numbers(0.01, 10.0),
@@ -102,7 +120,7 @@ def evaluate(
     settings: Settings,
     trace: Path | None,
     schema_path: Path | None,
-    servers: int,
+    servers: int | None,
     loads: tuple[float, ...],
     plot: Path | None,
     as_json: bool,
@@ -115,10 +133,11 @@ def evaluate(
     from tqe.ml import evaluate as evaluation
     from tqe.ml import plots
 
+    count = servers or _servers(settings, trace)
     with err().status("reading") as status:
         read = _read(settings, trace, schema_path)
         report, judged = evaluation.evaluate(
-            read, servers=servers, loads=loads, progress=lambda text: status.update(text)
+            read, servers=count, loads=loads, progress=lambda text: status.update(text)
         )
     if plot is not None:
         plots.draw([report], plot)
@@ -126,7 +145,7 @@ def evaluate(
         emit(report)
         return
     console = out()
-    console.print(f"{report['trace']}: {number(len(read))} jobs, {servers} servers")
+    console.print(f"{report['trace']}: {number(len(read))} jobs, {count} servers")
     console.print(f"chosen: {report['chosen']} ({judged.verdict.reason})")
     for load, policies in report["loads"].items():
         console.print()
@@ -160,10 +179,8 @@ def _policies(policies: Mapping[str, Mapping[str, float]]) -> Any:
 @click.option(
     "--servers",
     type=click.IntRange(1, 100_000),
-    default=8,
-    show_default=True,
     metavar="N",
-    help="Workers that the gate's replays assume.",
+    help=f"Workers that the gate's replays assume.  [default: {_SERVERS_SAID}]",
 )
 @click.option(
     "--bound",
@@ -180,7 +197,7 @@ def train(
     trace: Path | None,
     schema_path: Path | None,
     folder: Path | None,
-    servers: int,
+    servers: int | None,
     bound_s: float | None,
     background: bool,
     as_json: bool,
@@ -200,8 +217,9 @@ def train(
         os.nice(NICE)
     with err().status("training"), tempfile.TemporaryDirectory(prefix="tqe-model-") as made:
         read = _read(settings, trace, schema_path)
+        count = servers or _servers(settings, trace)
         path, manifest = trainer.publish(
-            read, folder or Path(made), servers=servers, trained_at=model.now(), bound_s=bound_s
+            read, folder or Path(made), servers=count, trained_at=model.now(), bound_s=bound_s
         )
         if folder is None:
             with learning.opened(settings) as queue:
@@ -224,7 +242,10 @@ def train(
     console.print(f"published {manifest.version}" if folder is None else f"wrote {path}")
     console.print(f"chosen: {manifest.chosen} ({manifest.gate['reason']})")
     if manifest.bound_s > 0:
-        console.print(f"T = {duration(manifest.bound_s)}, m = {duration(manifest.scale_s)}")
+        console.print(
+            f"T = {duration(manifest.bound_s)}, m = {duration(manifest.scale_s)};"
+            f" mean FIFO wait {manifest.gate['wait']}"
+        )
     else:
         console.print(f"the bounded mode stays FIFO: {manifest.gate['bound'] or 'nothing was chosen'}")
 
@@ -232,7 +253,9 @@ def train(
 @ml.command()
 @_TRACE
 @_SCHEMA
-@click.option("--servers", callback=_numbers(1, 100_000), default="8", show_default=True, metavar="LIST")
+@click.option(
+    "--servers", callback=_numbers(1, 100_000), metavar="LIST", help=f"Workers.  [default: {_SERVERS_SAID}]"
+)
 @click.option(
     "--modes",
     default="fifo,bounded,sjf",
@@ -268,7 +291,7 @@ def simulate(
     with err().status("replaying"):
         found = evaluation.what_if(
             _read(settings, trace, schema_path),
-            servers=[int(count) for count in servers],
+            servers=[int(count) for count in servers] or [_servers(settings, trace)],
             modes=wanted,
             bound_s=bound_s,
         )

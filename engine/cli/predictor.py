@@ -126,7 +126,7 @@ class ModelPredictor:
         return Facts(
             job.type,
             job.lane,
-            float(len(job.payload)),
+            float(job.payload_bytes),
             job.attempt + 1,
             job.enqueued_us / 1e6,
             pick(job.fields or {}, schema.numeric, schema.categorical),

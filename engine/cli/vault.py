@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,22 +13,36 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Final
 
+from tqe import clock
 from tqe import settings as settings_module
 from tqe.cli.predictor import folder_of
-from tqe.ml import ModelError, canary, model
+from tqe.ml import HostError, ModelError, canary, model
 from tqe.ml.watch import Watch
 from tqe.settings import Settings
 from tqe.steward.model import Fault
 from tqe.store.learning import Files
 
 VERSIONS_KEPT: Final = 8
+# A training of 100,000 jobs takes half a minute of CPU. It gives way to all others, so it may wait long; one
+# that hangs would keep the next from ever beginning.
+TRAINING_S: Final = 3600.0
 
 
 class Vault:
     """One host's versions. Nothing gets into the folder that a canary has not survived."""
 
-    def __init__(self, settings: Settings, redis_url: str, *, library: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        redis_url: str,
+        *,
+        library: bool,
+        training_s: float = TRAINING_S,
+        time: clock.Clock = clock.SYSTEM,
+    ) -> None:
         self._settings = settings
+        self._training_s, self._time = training_s, time
+        self._training_since_ns = 0
         self._redis_url = redis_url
         self._library = library
         self._folder = folder_of(settings)
@@ -62,8 +77,10 @@ class Vault:
             if files.model is not None:
                 (aside / model.MODEL).write_bytes(files.model)
             return self._vet(aside, version)
-        except OSError as e:
-            return f"{self._folder} cannot be written: {e}", "host"
+        except HostError as e:
+            return str(e), "host"
+        except (OSError, MemoryError) as e:
+            return f"{self._folder} cannot be written: {e!r}", "host"
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -74,15 +91,16 @@ class Vault:
             return str(e), "host"  # another release's, which that one can use
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             return f"the manifest is damaged or is none: {e!r}", "version"
+        fault: Fault = "version"
         try:
             model.read(aside)
-        except ModelError as e:
-            return str(e), "version"
-        try:
+            fault = "model"
             if self._library:  # without it the mean is used, and the model's bytes are never loaded
                 self._gate.admit(aside)
+        except HostError:
+            raise
         except ModelError as e:
-            return str(e), "model"
+            return str(e), fault
         target = self._folder / version
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
@@ -106,6 +124,7 @@ class Vault:
 
     def train(self, *, servers: int) -> None:
         """Begin a training on what was captured, in a process that gives way to all others."""
+        self._training_since_ns = self._time.boottime_ns()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - read when the training has ended
         self._training = subprocess.Popen(
             [
@@ -124,8 +143,13 @@ class Vault:
 
     def trained(self) -> str | None:
         """None while none has ended, else what it failed with, '' if it published a version."""
-        if self._training is None or self._training.poll() is None:
+        if self._training is None:
             return None
+        if self._training.poll() is None:
+            if self._time.boottime_ns() - self._training_since_ns < self._training_s * 1e9:
+                return None
+            self._training.kill()
+            self._training.wait()
         code, self._training = self._training.returncode, None
         text = ""
         if self._said is not None:
@@ -133,6 +157,8 @@ class Vault:
             text = self._said.read().decode("utf-8", "replace").strip()
             self._said.close()
             self._said = None
+        if code == -signal.SIGKILL:
+            return f"it was killed, by the system or because it had not ended after {self._training_s:.0f} s"
         return "" if code == 0 else (text.splitlines() or [f"exit code {code}"])[-1][:500]
 
     @property

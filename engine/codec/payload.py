@@ -132,17 +132,26 @@ def decompress(stored: bytes, *, payload_max_bytes: int = PAYLOAD_MAX_BYTES) -> 
     decompressor = getattr(_local, "decompressor", None)
     if decompressor is None:
         decompressor = _local.decompressor = zstandard.ZstdDecompressor()
+    # The library trusts the size that the data states, and allocates it: look first.
+    size = plain_bytes(stored)
+    if size > payload_max_bytes:
+        raise PayloadTooLarge(size, payload_max_bytes)
     try:
-        # The library trusts the size that the data states, and allocates it: look first.
-        size = zstandard.get_frame_parameters(stored).content_size
-        if size == zstandard.CONTENTSIZE_UNKNOWN:
-            raise InvalidPayload("the compressed payload does not state its size")
-        if size > payload_max_bytes:
-            raise PayloadTooLarge(size, payload_max_bytes)
         encoded: bytes = decompressor.decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as e:
         raise InvalidPayload(f"the compressed payload is damaged: {e}") from e
     return encoded
+
+
+def plain_bytes(stored: bytes) -> int:
+    """The size that compressed data says it has when it is undone. Raises InvalidPayload."""
+    try:
+        size: int = zstandard.get_frame_parameters(stored).content_size
+    except zstandard.ZstdError as e:
+        raise InvalidPayload(f"the compressed payload is damaged: {e}") from e
+    if size == zstandard.CONTENTSIZE_UNKNOWN:
+        raise InvalidPayload("the compressed payload does not state its size")
+    return size
 
 
 def _plain(payload: Any) -> dict[str, Any]:

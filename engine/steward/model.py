@@ -26,6 +26,7 @@ _log = logs.get("steward")
 
 PERIOD_S: Final = 0.5
 INSTALLING_S: Final = 0.05
+RETRY_NS: Final = 60_000_000_000
 LEARNER_TTL_MS: Final = 10_000
 TRACES_MAX: Final = 2_000  # that are looked at in one run
 AGE_MAX_S: Final = 30 * 86_400.0  # what was learnt a month ago is no better than a mean
@@ -105,9 +106,8 @@ class ModelDuty:
     period_s: float = PERIOD_S
     next_in_s: float | None = None
     _installing: _Installing | None = None
-    _unusable: set[str] = field(
-        default_factory=set
-    )  # versions that this host cannot use, for its own reasons
+    # Versions that this host cannot use, for its own reasons → when they are tried again, what was said.
+    _unusable: dict[str, tuple[int, str]] = field(default_factory=dict)
     _told: tuple[object, ...] | None = None
     _seen: dict[int, tuple[int, dict[str, int]]] = field(default_factory=dict)  # slot → pid, its counters
     _watch: Watch | None = None
@@ -146,12 +146,13 @@ class ModelDuty:
             self._installed(done, report)
             if report.refused:
                 return False
-        if not state.version or state.version in self._unusable or self.models.has(state.version):
+        if not state.version or self.models.has(state.version):
+            return True
+        if self.context.now_ns() < self._unusable.get(state.version, (0, ""))[0]:
             return True
         files = learning.files(self.context.door, self.context.keys, state.version)
         if files is None:
-            self._unusable.add(state.version)
-            _log.error(f"model {state.version} is published, but its files are not in Redis")
+            self._cannot_use(state.version, "it is published, but its files are not in Redis")
             return True
         future = self.models.install(state.version, files)
         self._installing = _Installing(state.version, state.sha256, future)
@@ -166,13 +167,19 @@ class ModelDuty:
             return
         report.refused = reason
         if fault == "host":
-            _log.warning(f"model {done.version} cannot be used on this host: {reason}")
-            self._unusable.add(done.version)
+            self._cannot_use(done.version, reason)
             return
         _log.error(f"model {done.version} is refused, and will not be tried again: {reason}")
         what = done.sha256 if fault == "model" else done.version
         learning.refuse(self.context.door, self.context.keys, what, reason)
         self.next_in_s = INSTALLING_S
+
+    def _cannot_use(self, version: str, reason: str) -> None:
+        """Leave it to the others, and try again in a minute: what this host lacked (memory, a disk) may be
+        there."""
+        if self._unusable.get(version, (0, ""))[1] != reason:
+            _log.warning(f"model {version} cannot be used on this host: {reason}")
+        self._unusable = {version: (self.context.now_ns() + RETRY_NS, reason)}
 
     def _withdraw(self, state: ModelState, report: ModelReport) -> None:
         report.refused = state.refusal
@@ -193,13 +200,15 @@ class ModelDuty:
 
     def _judge_deaths(self) -> None:
         """Workers that died while they scored count against the model; the second death bans it."""
-        words, self.context.scoring_deaths = self.context.scoring_deaths, []
+        context = self.context
+        words = context.scoring_deaths
         if not words:
             return
-        context = self.context
         state = learning.state(context.door, context.keys)
-        for word in words:
+        while words:  # each is forgotten when Redis has heard of it, and not before
+            word = words[-1]
             if not state.sha256 or int(state.sha256[:8], 16) != word:
+                words.pop()
                 continue
             deaths = learning.add_death(context.door, context.keys, state.sha256)
             _log.error(f"a worker died while it scored with model {state.version} (death {deaths})")
@@ -210,6 +219,7 @@ class ModelDuty:
                     state.sha256,
                     f"{deaths} workers died while they scored with it",
                 )
+            words.pop()
 
     def _count(self) -> None:
         """Add what this host's workers have scored since the last run to the totals."""

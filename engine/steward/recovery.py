@@ -121,11 +121,25 @@ class Recovery:
 
     def _end(self, slot: SlotView) -> None:
         context = self._context
-        if slot.get(layout.C_SCORING) and slot.get(layout.C_KILL_KIND) != layout.KILL_DRAIN:
-            context.scoring_deaths.append(slot.get(layout.C_SCORING))
+        if slot.get(layout.C_KILL_KIND) != layout.KILL_DRAIN:
+            if slot.get(layout.C_FEATURES):
+                self._blame_features(slot)
+            elif slot.get(layout.C_SCORING):
+                context.scoring_deaths.append(slot.get(layout.C_SCORING))
         context.count("recovered")
         context.board.set_recovery_id(slot.number, "")
         slot.set(layout.C_STATE, layout.RECOVERED)
+
+    def _blame_features(self, slot: SlotView) -> None:
+        """It died in a task's features function: no job and no model is to blame, and each replacement
+        would die the same way. One that never returned is as clear as two deaths."""
+        name = slot.task_name(slot.get(layout.C_FEATURES) - 1)
+        stuck = slot.get(layout.C_KILL_KIND) == layout.KILL_STUCK
+        deaths = self._context.board.blame_features(name, layout.FEATURES_DEATHS_MAX if stuck else 1)
+        said = f"a worker {'hung' if stuck else 'died'} in the features function of {name}"
+        if deaths >= layout.FEATURES_DEATHS_MAX:
+            said += ": it is not called any more on this host, and these jobs keep their places"
+        _log.error(said)
 
     def _note_failure(self, slot: SlotView) -> None:
         context = self._context
@@ -200,10 +214,12 @@ def crash_policy(slot: SlotView, crashes_max: int, now_ms: int) -> settling.Cras
     hit = kind == layout.KILL_HARD_LIMIT and step == slot.get(layout.C_KILL_STEP)
     # A loop that stands still with none of its own steps running: the helper's job keeps it from running.
     held_up = kind == layout.KILL_STUCK and not step and slot.get(layout.C_HELPER) != 0
+    # Neither a features function nor a predictor is a job's doing.
+    apart = bool(slot.get(layout.C_FEATURES) or slot.get(layout.C_SCORING))
     return settling.CrashPolicy(
         reason=death_of(slot),
         current=running(slot),
-        blame=kind == layout.KILL_NONE or hit or held_up,
+        blame=hit or ((kind == layout.KILL_NONE or held_up) and not apart),
         hard_limit=hit,
         retries=slot.get(layout.C_RETRIES),
         crashes_max=crashes_max,

@@ -18,6 +18,9 @@ RUNGS: Final = ("model", "mean", "fifo")  # what may predict; the last: nothing
 # What orders while a version is in use, by what the gate chose.
 RUNG_OF: Final = {"model": "model", "hierarchical_mean": "mean", "type_mean": "mean"}
 SJF_BOUND_US: Final = 30 * 86_400 * 1_000_000  # T of `sjf`: the same rule with a bound that nobody meets
+# m in mean durations, as the gate and every evaluation have it: half of it would leave `sjf` more of the long
+# jobs in the order of entry (a boost ends at 28.6 m) than anybody has measured.
+SCALES: Final[Mapping[Mode, float]] = {"bounded": 0.5, "sjf": 1.0}
 
 
 def mode_field(lane: str) -> bytes:
@@ -26,8 +29,8 @@ def mode_field(lane: str) -> bytes:
 
 
 class Order(NamedTuple):
-    """What a worker has to know: the version in use ('' = none), T and m in µs (0 = not known), modes by
-    lane."""
+    """What a worker has to know: the version in use ('' = none), T and the mean duration in µs (0 = not
+    known), modes by lane."""
 
     version: str
     sha256: str
@@ -41,18 +44,23 @@ class Order(NamedTuple):
         mode = self.modes.get(lane, "fifo")
         return self.bound_us if mode == "bounded" else SJF_BOUND_US if mode == "sjf" else 0
 
+    def scale_of(self, lane: str) -> float:
+        """m in µs for this lane; 0 if it is not known."""
+        return self.mean_us * SCALES.get(self.modes.get(lane, "fifo"), 1.0)
+
     def predicted_s(self, lane: str, boost_us: int) -> float | None:
         """The prediction behind a boost: p = -m ln(boost / T). None for a boost that says nothing."""
-        bound_us = self.bound_of(lane)
-        if not 0 < boost_us <= bound_us or self.mean_us <= 0:
+        bound_us, scale_us = self.bound_of(lane), self.scale_of(lane)
+        if not 0 < boost_us <= bound_us or scale_us <= 0:
             return None
-        return -self.mean_us / 1e6 * math.log(boost_us / bound_us)
+        return -scale_us / 1e6 * math.log(boost_us / bound_us)
 
     def likely_boost_us(self, lane: str, predicted_s: float | None) -> float:
         """What a worker would prefer such a job by: T * e^(-p/m); 0 where nothing orders."""
-        if predicted_s is None or self.mean_us <= 0 or not self.version or self.rung == "fifo":
+        scale_us = self.scale_of(lane)
+        if predicted_s is None or scale_us <= 0 or not self.version or self.rung == "fifo":
             return 0.0
-        return self.bound_of(lane) * math.exp(-predicted_s * 1e6 / self.mean_us)
+        return self.bound_of(lane) * math.exp(-predicted_s * 1e6 / scale_us)
 
 
 NO_ORDER: Final = Order("", "", 0, 0.0, {})

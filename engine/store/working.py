@@ -4,10 +4,14 @@ and reads replies."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tqe.store.call import Call
 from tqe.store.keys import Keys
+
+# Scored jobs of a lane that wait, from which on no more are looked at: a million in bulk would otherwise
+# take 20 s of scoring before the first starts, and a frame of one each in Redis.
+SORTED_MAX: Final = 20_000
 
 
 class LaneRule(NamedTuple):
@@ -62,10 +66,19 @@ class Fetcher:
         self._head: tuple[str | int, ...] = (incarnation, lease_ms)
         self._rules = tuple(rules)
 
-    def call(self, *, jobs_max: int, bytes_max: int, frames_max: int, window_jobs: int = 0) -> Call:
+    def call(
+        self,
+        *,
+        jobs_max: int,
+        bytes_max: int,
+        frames_max: int,
+        window_jobs: int = 0,
+        sorted_max: int = SORTED_MAX,
+    ) -> Call:
         """Lease up to so many jobs, bytes and frames; a first frame is always taken. From the list of a lane
-        with a bound it is up to `window_jobs` instead of `jobs_max`: they are to be scored."""
-        budgets = (jobs_max, bytes_max, frames_max, window_jobs)
+        with a bound it is up to `window_jobs` instead of `jobs_max`: they are to be scored. From `sorted_max`
+        scored frames on, no more are scored before some of them have gone."""
+        budgets = (jobs_max, bytes_max, frames_max, window_jobs, sorted_max)
         return Call("fetch", self._keys, (*self._head, *budgets, *self._rules))
 
 

@@ -17,7 +17,7 @@ import msgspec
 from tqe import clock
 from tqe.codec import hot
 from tqe.registry import Task
-from tqe.worker.fields import Fields, Value
+from tqe.worker.fields import Fields, Marks, Value
 from tqe.worker.ordering import Ordering, Waiting
 
 RATE_PER_S: Final = 50.0
@@ -67,8 +67,13 @@ class Run:
 class Capture:
     """One worker's capture. `ordering` is asked at the start of each captured run, and told of its end."""
 
-    def __init__(self, tasks: Mapping[bytes, Task[..., Any]], *, on: bool = True) -> None:
-        self.fields = {key: Fields(task.features) for key, task in tasks.items()}
+    def __init__(
+        self, tasks: Mapping[bytes, Task[..., Any]], *, on: bool = True, marks: Marks | None = None
+    ) -> None:
+        self.fields = {
+            key: Fields(task.features, name=task.name, number=number, marks=marks)
+            for number, (key, task) in enumerate(tasks.items())
+        }
         self.ordering: Ordering | None = None
         self.on = on
         self._allowance = 1.0
@@ -101,7 +106,9 @@ class Capture:
         self, lease: hot.Lease, index: int, task: Task[..., Any], payload: bytes, redis_offset_ms: int
     ) -> Run:
         """A captured run starts now."""
-        fields = self.fields[task.key](payload)
+        read = self.fields[task.key]
+        fields = read(payload)
+        read.end_batch()
         job = Waiting(task.name, lease.lane, payload, lease.attempts, lease.enqueued_us, fields)
         predicted = (None, None) if self.ordering is None else self.ordering.rungs(job)
         begun_ns = clock.boottime_ns()

@@ -20,6 +20,7 @@ from tqe.settings import Settings
 from tqe.store import working
 from tqe.store.keys import Keys
 from tqe.worker.fetcher import Fetcher
+from tqe.worker.fields import Marks
 from tqe.worker.hold import Hold
 from tqe.worker.link import LOST, Link, Stopped
 from tqe.worker.ordering import Predictor
@@ -141,6 +142,7 @@ class Worker:
             tracing=tracing,
             peers=peers,
             shares=shares,
+            marks=Marks(board, view),
         )
         self._settler = Settler(settings, keys, self._slot, view, self._hold)
         self._suspects = Suspects(view, peers, self._hold, self.runner, self._settler)

@@ -17,7 +17,7 @@ from tqe.codec import payload
 from tqe.errors import TQEError
 from tqe.store.model import NO_ORDER, Mode, Order
 from tqe.worker.admission import Admission, Measured, even_pieces
-from tqe.worker.fields import Fields, Value
+from tqe.worker.fields import PAYLOAD_BYTES_MAX, Fields, Value
 from tqe.worker.tally import Tally
 
 log = logging.getLogger("tqe.worker")
@@ -40,6 +40,7 @@ BREAK_NS: Final = 60_000_000_000
 _lane_of: Final = itemgetter(slice(79, 95))  # of a frame, padded with spaces
 _jobs_of: Final = itemgetter(slice(35, 39))  # of a frame, four digits
 _NOT_PLAIN: Final = codec.SCORED | codec.OPTIONS
+_RANKS: Final = {"fifo": 0, "mean": 1}  # of rungs; the model, or what the version chose, is the highest
 REASONS: Final = ("columns", "library", "value", "slow", "error", "load")
 
 
@@ -53,6 +54,15 @@ class Waiting(NamedTuple):
     enqueued_us: int  # entry into the lane, Redis' clock
     # What may be known of the payload; None where the task's own function failed: no score then.
     fields: Mapping[str, Value] | None = None
+    unread_bytes: int = 0  # of a payload that is too long to be read for this; `payload` is empty then
+
+    @property
+    def payload_bytes(self) -> int:
+        return len(self.payload) or self.unread_bytes
+
+
+# A job whose payload nobody has looked at yet: its frame's header, and what `codec.walk` gives.
+_Unread = tuple[codec.Header, tuple[int, bytes, bytes, bytes, bool]]
 
 
 class NotHere(TQEError):
@@ -179,17 +189,23 @@ class Ordering:
 
     def follow(self, order: Order) -> None:
         """Modes, T, m or the version have changed."""
-        self._order = order
-        if self.predictor is not None:
-            if order.version != self._loaded:
-                self._load(self.predictor, order)
+        predictor = self.predictor
+        if predictor is not None:
+            if order.version != self._loaded and not self._load(predictor, order) and self._loaded:
+                # The version before orders on: by its own T and m, and it is to blame for a death. It rises
+                # no higher than it stood.
+                before = self._order
+                rung = min(before.rung, order.rung, key=lambda rung: _RANKS.get(rung, 2))
+                order = before._replace(modes=order.modes, rung=rung)
             if order.rung:
-                self._use(self.predictor, order.rung)
+                self._use(predictor, order.rung)
+        self._order = order
         self._lanes = {lane: _Lane(mode, order.bound_of(lane)) for lane, mode in order.modes.items()}
         self._set_bounds()
 
-    def _load(self, predictor: Predictor, order: Order) -> None:
-        self._say_scoring()
+    def _load(self, predictor: Predictor, order: Order) -> bool:
+        loaded = False
+        self._say_scoring(order.sha256)
         try:
             predictor.load(order.version)
         except NotHere:
@@ -198,9 +214,10 @@ class Ordering:
             self._own["load"] += 1
             log.warning("model %s cannot be used (%s: %s)", order.version, type(e).__name__, e)
         else:
-            self._loaded = order.version
+            self._loaded, loaded = order.version, True
             self._closed_until_ns = self._bad_batches = 0
         self._scored(0)
+        return loaded
 
     def _use(self, predictor: Predictor, rung: str) -> None:
         try:
@@ -280,9 +297,7 @@ class Ordering:
     def _worth_it(self, window: _Window) -> bool:
         """Score what is not scored yet; False if the frames had better run as they came."""
         lane = self._lanes[window.lane]
-        if window.unscored and self._tiny(
-            Counter(job.type.encode("ascii", "replace") for job in window.unscored)
-        ):
+        if window.unscored and self._tiny(Counter(kind for _, (_, kind, *_) in window.unscored)):
             lane.leave(self.time.boottime_ns())
         else:
             if not self._score(window, lane):
@@ -321,7 +336,8 @@ class Ordering:
     def _score(self, window: _Window, lane: _Lane) -> bool:
         jobs = window.unscored
         if window.too_large:
-            jobs = jobs[:BATCH_MAX]  # a sample: it goes back in pieces, which are scored when they come
+            # A sample, where it takes one: it goes back in pieces, which are scored when they come.
+            jobs = jobs[:BATCH_MAX] if lane.jobs < JUDGED_JOBS else []
         predictions: list[float | None] = []
         for start in range(0, len(jobs), BATCH_MAX):
             batch = self._predict(jobs[start : start + BATCH_MAX])
@@ -333,29 +349,32 @@ class Ordering:
             lane.leave(self.time.boottime_ns())  # nothing is known about any of them
             self._set_bounds()
             return False
-        mean_us = self._order.mean_us
+        scale_us = self._order.scale_of(window.lane)
         try:
-            window.scores += [(self._boost(lane, seconds, mean_us), seconds) for seconds in predictions]
+            window.scores += [(self._boost(lane, seconds, scale_us), seconds) for seconds in predictions]
         except Exception as e:  # whatever a predictor raises, jobs go on
             self._bad("error", f"{type(e).__name__}: {e}")
             return False
         return True
 
-    def _boost(self, lane: _Lane, predicted_s: float | None, mean_us: float) -> int:
+    def _boost(self, lane: _Lane, predicted_s: float | None, scale_us: float) -> int:
         assert self.predictor is not None
         boost_us = self.predictor.boost_us(
-            lane.mode, predicted_s, scale_s=mean_us / 1e6, bound_s=lane.bound_us / 1e6
+            lane.mode, predicted_s, scale_s=scale_us / 1e6, bound_s=lane.bound_us / 1e6
         )
         return max(0, min(int(boost_us), lane.bound_us))  # whatever it says, nobody waits longer than T
 
-    def _predict(self, jobs: Sequence[Waiting]) -> list[float | None] | None:
+    def _predict(self, jobs: Sequence[_Unread]) -> list[float | None] | None:
         assert self.predictor is not None
+        # Before the board names the model and the clock runs for the predictor: a user's function that is
+        # slow or deadly is not their fault.
+        waiting = self._read(jobs)
         began_ns = self.time.monotonic_ns()
-        self._say_scoring()
+        self._say_scoring(self._order.sha256)
         try:
             found = [
                 seconds if seconds is not None and 0.0 <= seconds < math.inf else None
-                for seconds in self.predictor.score([self._read(job) for job in jobs])
+                for seconds in self.predictor.score(waiting)
             ]
             if len(found) != len(jobs):
                 raise ValueError(f"{len(found)} predictions for {len(jobs)} jobs")
@@ -370,10 +389,20 @@ class Ordering:
             self._bad_batches = 0
         return found
 
-    def _read(self, job: Waiting) -> Waiting:
-        """The same with its fields."""
-        read = self.fields.get(job.type.encode("ascii", "replace"))
-        return job._replace(fields=read(job.payload) if read is not None else {})
+    def _read(self, jobs: Sequence[_Unread]) -> list[Waiting]:
+        """A batch as a predictor sees it, with fields."""
+        found: list[Waiting] = []
+        used: dict[bytes, Fields] = {}
+        for header, job in jobs:
+            waiting = _waiting(header, job)
+            read = self.fields.get(job[1])
+            if read is not None:
+                used[job[1]] = read
+            found.append(waiting._replace(fields={} if read is None else read(waiting.payload)))
+        for read in used.values():
+            if read.end_batch():
+                self._own["slow"] += 1
+        return found
 
     def _bad(self, reason: str, told: str) -> None:
         self._own[reason] += 1
@@ -392,7 +421,7 @@ class Ordering:
             return None, None
         if self._tiny({job.type.encode("ascii", "replace"): 1}):
             return None, None
-        self._say_scoring()
+        self._say_scoring(self._order.sha256)
         try:
             model_s, mean_s = self.predictor.rungs(job)
             return None if model_s is None else float(model_s), None if mean_s is None else float(mean_s)
@@ -422,8 +451,7 @@ class Ordering:
         """The version that predicts, '' if none does."""
         return self._loaded
 
-    def _say_scoring(self) -> None:
-        sha256 = self._order.sha256
+    def _say_scoring(self, sha256: str) -> None:
         try:
             word = int(sha256[:8], 16)
         except ValueError:
@@ -446,11 +474,7 @@ class Ordering:
 
     def predicted_s(self, lane: str, boost_us: int) -> float | None:
         """The prediction behind a boost: p = -m ln(boost / T). None for a boost that says nothing."""
-        order = self._order
-        bound_us = order.bound_of(lane)
-        if not 0 < boost_us <= bound_us or order.mean_us <= 0:
-            return None
-        return -order.mean_us / 1e6 * math.log(boost_us / bound_us)
+        return self._order.predicted_s(lane, boost_us)
 
 
 class _Window:
@@ -460,7 +484,7 @@ class _Window:
         self.lane = lane
         self.frames = frames
         self.left_us = left_us
-        self.unscored: list[Waiting] = []
+        self.unscored: list[_Unread] = []
         self.scores: list[tuple[int, float | None]] = []  # boost, prediction of those in `unscored`
         self.too_large = False
         self._ordering = ordering
@@ -480,7 +504,7 @@ class _Window:
                 self._headers.append(header)
                 self._types.append([job[1] for job in jobs])
                 if not scored:
-                    self.unscored += [_waiting(header, job) for job in jobs]
+                    self.unscored += [(header, job) for job in jobs]
         except TQEError:
             return False
         # A job that finds an idle worker is never scored.
@@ -581,9 +605,14 @@ def _is_scored(header: codec.Header) -> bool:
 
 
 def _waiting(header: codec.Header, job: tuple[int, bytes, bytes, bytes, bool]) -> Waiting:
-    _, kind, stored, _, zstd = job
+    _, kind, body, _, zstd = job
+    unread_bytes = 0
     try:
-        body = payload.decompress(stored) if zstd else stored
+        if zstd:
+            unread_bytes = payload.plain_bytes(body)
+            body = payload.decompress(body) if unread_bytes <= PAYLOAD_BYTES_MAX else b""
     except TQEError:
-        body = b""
-    return Waiting(kind.decode("ascii"), header.lane, body, header.attempts, header.enqueued_us)
+        body, unread_bytes = b"", 0
+    return Waiting(
+        kind.decode("ascii"), header.lane, body, header.attempts, header.enqueued_us, None, unread_bytes
+    )

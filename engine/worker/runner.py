@@ -23,6 +23,7 @@ from tqe.worker.admission import PIECES_MAX, even_pieces, laid_out
 from tqe.worker.beside import Beside, Job, Limits
 from tqe.worker.capture import PICKED, Capture, Run
 from tqe.worker.failures import Failures, Outcome, RetryRule, rule_of
+from tqe.worker.fields import Marks
 from tqe.worker.hold import Hold
 from tqe.worker.peers import Peers
 from tqe.worker.reporting import FailedAttempt, Hook, Reporter
@@ -97,6 +98,7 @@ class JobRunner:
         tracing: Tracing | None = None,
         peers: Peers | None = None,
         shares: Shares | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self._settings = settings
         self._shares = shares
@@ -124,7 +126,7 @@ class JobRunner:
             now_ms=self.native.now_ms,
             known=tuple(task.name for task in registry),
         )
-        self.capture = Capture(self.tasks, on=settings.traces_max > 0)
+        self.capture = Capture(self.tasks, on=settings.traces_max > 0, marks=marks)
         self._own: Limits | None = None  # limits of the job that runs inline, where they are not its task's
         self.beside = Beside(
             self.native,

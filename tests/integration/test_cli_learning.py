@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
+from tests.ml.conftest import AT
+from tests.ml.made import trace as trace_of
 from tests.ml.test_traces import lines
 from tests.support.cli import Cli
 from tests.support.redis_server import RedisServer
+from tqe.board.board import Board
+from tqe.cli.learning import Queue, publish
+from tqe.cli.predictor import ModelPredictor
 from tqe.errors import QueueFull
+from tqe.ml import ModelError, evaluate, trainer
+from tqe.ml.order import Bound
 from tqe.store import learning
 from tqe.store.call import SyncDoor, connect
+from tqe.store.housekeeping import ask
 from tqe.store.keys import Keys
 from tqe.store.learning import Files, Published
+from tqe.store.model import order_command, read_order
+from tqe.worker.admission import Admission
+from tqe.worker.ordering import Ordering
 
 KEYS = Keys()
 
@@ -153,3 +166,53 @@ def test_one_steward_learns(door: SyncDoor, redis_client: redis.Redis) -> None:
     assert redis_client.pttl(KEYS.learner) > 5_000
     redis_client.delete(KEYS.learner)
     assert learning.hold_learner(door, KEYS, "b", 5_000)
+
+
+@pytest.mark.parametrize(("mode", "policy"), [("bounded", "bounded"), ("sjf", "sjf_model")])
+def test_the_engine_boosts_by_the_rule_that_was_evaluated(
+    door: SyncDoor, tmp_path: Path, mode: str, policy: str
+) -> None:
+    """What is published, read by a worker, gives each prediction the boost that `tqe ml evaluate` replays."""
+    trace, bound_s = trace_of(900), 60.0
+    path, manifest = trainer.publish(trace, tmp_path, servers=4, trained_at=AT)
+    publish(Queue(door, KEYS), path, manifest)
+    learning.set_mode(door, KEYS, ["low"], mode)
+    door.send([("HSET", KEYS.model, "bound_us", int(bound_s * 1e6))])
+    order = read_order(ask(door, order_command(KEYS, ["low"]))[0], ["low"])
+    replays = evaluate._Replays(trace, 600, trainer.judge(trace.part(0, 600), servers=4), 4)
+    replayed: Any = replays._policy(policy, bound_s, 0.9)
+    if mode == "bounded":
+        replayed._bound = Bound(factor=1.0, wait_s=bound_s, prior_jobs=math.inf)
+    replayed._scale_s *= manifest.mean_s / replays._judged.mean_s  # it learnt from a part
+    worker = Ordering(
+        ModelPredictor(tmp_path, library=False), Board(1).slots[0], {}, Admission({}, quantum_ns=1), 1
+    )
+    worker.follow(order)
+    for share in (0.0, 0.1, 0.5, 1.0, 3.0, 10.0, 25.0):
+        predicted_s = share * manifest.mean_s
+        replayed._predict = lambda job, now_s, p=predicted_s: p
+        ours_us = worker._boost(worker._lanes["low"], predicted_s, order.scale_of("low"))
+        assert ours_us / 1e6 == pytest.approx(-replayed.score(0, 0.0), rel=1e-3, abs=2e-6)
+        if ours_us:
+            found_s = worker.predicted_s("low", ours_us)
+            assert found_s == pytest.approx(predicted_s, rel=1e-2, abs=1e-2 * manifest.mean_s)
+
+
+def test_servers_are_those_that_live_unless_one_says_otherwise(
+    cli: Cli, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def judge(trace: Any, *, servers: int) -> Any:
+        asked.append(servers)
+        raise ModelError("enough")
+
+    monkeypatch.setattr(trainer, "judge", judge)
+    capture(redis_client, 10)
+    seconds, _ = redis_client.time()
+    redis_client.zadd(KEYS.incarnations, {"dead": (seconds - 9) * 1000})
+    cli.fails(1, "ml", "train")
+    redis_client.zadd(KEYS.incarnations, {name: (seconds + 90) * 1000 for name in ("a", "b", "c")})
+    cli.fails(1, "ml", "train")
+    cli.fails(1, "ml", "train", "--servers", "5")
+    assert asked == [8, 3, 5]

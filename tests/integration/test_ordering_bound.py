@@ -46,6 +46,8 @@ class Hand:
     kept: list[bytes] = field(default_factory=list)
     merge_us: int | None = None  # by how much the list's head may be preferred, if not by T
     heeds_left: bool = True
+    windows: Sequence[int] = (1, 10, 200)
+    sorted_maxima: Sequence[int] = (working.SORTED_MAX,)
 
     def begin(self) -> None:
         self.incarnation = IDS.frame_id().decode()
@@ -59,7 +61,8 @@ class Hand:
             jobs_max=self.world.random.choice([1, 4]),
             bytes_max=1 << 20,
             frames_max=1_000,
-            window_jobs=self.world.random.choice([1, 10, 200]),
+            window_jobs=self.world.random.choice(self.windows),
+            sorted_max=self.world.random.choice(self.sorted_maxima),
         )
         fetched = working.read_fetch(self.world.run(call))
         waiting = self.world.waiting()
@@ -287,3 +290,47 @@ def test_either_the_merge_or_what_is_left_is_enough_for_the_bound(
     """Each alone holds it: the merge looks first at what may be the oldest, and a score above the lowest key
     left goes back. What each of them loses is the gain, which the replays of the mechanism show."""
     assert play(door, float, 7, lambda lane: lane.overtakes >= 1_000, **broken).longest_us <= T_US
+
+
+def test_the_bound_holds_whatever_number_of_scored_jobs_workers_stop_at(door: SyncDoor) -> None:
+    lane = play(door, float, 8, lambda lane: lane.overtakes >= 4_000, sorted_maxima=(20, 100, 20_000))
+    assert lane.longest_us <= T_US
+
+
+class Bulk(Lane):
+    """Too many wait for the tests to look at them all at each step."""
+
+    def waiting(self) -> list[int]:
+        return []
+
+
+def test_a_bulk_is_not_scored_to_its_end_before_its_first_job_starts(door: SyncDoor) -> None:
+    lane = Bulk(door, 9)
+    seconds, micros = door.client.time()
+    at = seconds * 1_000_000 + micros
+    for start in range(0, 200_000, 1_000):
+        kinds = [
+            (b"JOB", b'{"ms":%d}' % lane.random.randint(1, 9_999), b"", False)
+            for _ in range(start, start + 1_000)
+        ]
+        frame = codec.pack(kinds, frame_id=IDS.frame_id(), lane=LANE, tracked=False, enqueued_us=at)
+        door.client.rpush(lane.keys.queue(LANE), frame)
+    door.client.hset(lane.keys.depth, LANE, 200_000)
+    tasks = {b"JOB": Task()}
+    view = Board(1).slots[0]
+    ordering = Ordering(Told(), view, tasks, Admission(tasks, quantum_ns=5_000_000), 5_000_000)
+    ordering.follow(model.Order("v1", "00", 60_000_000, 2e6, {LANE: "bounded"}))
+    hand = Hand(lane, ordering, windows=(1_000,), sorted_maxima=(working.SORTED_MAX,))
+    hand.begin()
+    for started in range(3):
+        while not hand.kept:
+            hand.fetch()
+            hand.tell()
+            looked_at = view.counters()["scored"]
+            assert looked_at <= working.SORTED_MAX + 2_000, f"{started} jobs have started"
+        (frame,) = hand.kept
+        ms = json.loads(next(iter(codec.walk(frame)))[2])["ms"]
+        assert ms < 50, "the shortest of those that were looked at"
+        hand.end()
+    assert door.client.zcard(lane.keys.sorted(LANE)) <= working.SORTED_MAX + 2_000
+    assert door.client.llen(lane.keys.queue(LANE)) > 170

@@ -14,6 +14,7 @@ from tests.support.fake_clock import FakeClock
 from tests.support.housework import Scene
 from tests.support.redis_server import RedisServer
 from tqe.board import layout
+from tqe.errors import RedisUnavailable
 from tqe.steward.model import ModelDuty
 from tqe.steward.recovery import Recovery
 from tqe.store import learning
@@ -176,6 +177,34 @@ def test_what_only_this_host_cannot_use_stays_for_the_others(host: Host) -> None
     host.settle()
     host.settle()
     assert host.state().version == "v1" and host.models.asked == ["v1"] and host.state().refused == {}
+
+
+def test_what_a_host_lacked_may_be_there_a_minute_later(host: Host) -> None:
+    host.models.answers["v1"] = ("the canary could not be started: Cannot allocate memory", "host")
+    host.publish(1)
+    host.settle()
+    host.models.answers.clear()
+    host.clock.advance(ms=61_000)
+    host.settle()
+    assert host.models.asked == ["v1", "v1"] and host.models.has("v1")
+
+
+def test_a_death_is_not_forgotten_where_redis_cannot_be_asked(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.publish(1)
+    host.settle()
+    host.context.scoring_deaths += [77, 1]
+
+    def away(*_: Any) -> None:
+        raise RedisUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "state", away)
+        with pytest.raises(RedisUnavailable):
+            host.duty.run_once()
+    host.settle()
+    assert host.state().bans == ({"00000001" + "0" * 56: 1}) and host.context.scoring_deaths == []
 
 
 def test_two_workers_that_die_while_scoring_ban_the_model(host: Host) -> None:

@@ -1,5 +1,7 @@
 """fetch: leases frames within its budgets, merges list and sorted part, keeps tokens and depth true."""
 
+from typing import Any
+
 import pytest
 
 from tests.lua import frames
@@ -200,6 +202,18 @@ def test_the_lowest_key_that_is_left_is_told(world: World) -> None:
     assert left(world, ("high", 4 * S), jobs=1, window=2) == [1, 9 * S + 1]
     assert left(world, ("high", 4 * S), jobs=1) == []
     assert world.depth() == {}
+
+
+def test_where_enough_is_sorted_the_list_waits_for_its_turn(world: World) -> None:
+    """Its head then counts as its time of entry, a boost of 0: by that it is merged and told."""
+    world.takeover()
+    listed, scored = one(1, 10 * S), {one(10 + n, 9 * S): 9 * S + n for n in range(3)}
+    put(world, listed)
+    put_sorted(world, scored)
+    ask: dict[str, Any] = {"lanes": (("high", 4 * S),), "jobs": 1, "sorted_max": 2}
+    assert world.fetch(**ask)[4:] == [[1, 9 * S + 1], one(10, 9 * S)]
+    assert world.fetch(**ask)[4:] == [[1, 9 * S + 2], one(11, 9 * S)]
+    assert world.fetched(**ask) == [listed, one(12, 9 * S)], "one left: the list is looked at again"
 
 
 def test_only_lanes_that_are_ordered_and_brought_something_tell_what_is_left(world: World) -> None:

@@ -105,13 +105,14 @@ class World:
         size: int = 1 << 20,
         count: int = 1_000,
         window: int = 1_000,
+        sorted_max: int = 20_000,
     ) -> Call:
         k = self.keys
         names = [
             *(k.void, k.incarnations, k.processing(incarnation), k.depth, k.stats),
             *(k.cancel, k.quarantine, k.parked, k.paused),
         ]
-        args: list[Argument] = [incarnation, LEASE_MS, jobs, size, count, window]
+        args: list[Argument] = [incarnation, LEASE_MS, jobs, size, count, window, sorted_max]
         for lane in lanes:
             name, bound = (lane, 0) if isinstance(lane, str) else lane
             names += k.lane(name)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.ml.conftest import AT, Published
-from tqe.ml import ModelError, canary, model, trainer
+from tqe.ml import HostError, ModelError, canary, model, trainer
 from tqe.ml.score import Booster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -221,5 +221,19 @@ def test_whatever_ends_the_canary_is_told(tmp_path: Path, code: str, part: str) 
     assert part in reason and bool(reason) == bool(part)
 
 
-def test_a_canary_that_cannot_start_is_told(tmp_path: Path) -> None:
-    assert "could not be started" in canary.passes(tmp_path, command=(str(tmp_path / "none"),))
+def test_what_the_host_lacks_is_not_the_models_fault(folder: Path) -> None:
+    """No process, or killed for the memory of others: another try may succeed, so nothing is banned."""
+    for command in (
+        (str(folder / "none"),),
+        (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
+        (sys.executable, "-c", f"import sys; sys.exit({canary.HOST_EXIT})"),
+    ):
+        gatekeeper = canary.Gatekeeper(limit_s=20, command=command)
+        with pytest.raises(HostError):
+            gatekeeper.admit(folder)
+        assert gatekeeper.banned == {}
+
+
+def test_the_canary_does_not_read_the_history(folder: Path) -> None:
+    (folder / model.HISTORY).write_bytes(b"as long as it likes")
+    assert canary.passes(folder, limit_s=20) == ""

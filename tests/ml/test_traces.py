@@ -75,6 +75,7 @@ def test_an_export_is_read_again_as_the_same_jobs(tmp_path: Path) -> None:
     assert (read.numeric, read.categorical) == (direct.numeric, direct.categorical)
     # Training on the file is training on the stream: what predicts sees payloads, and knows no other names.
     assert [f._replace(at_s=0.0) for f in read.facts] == [f._replace(at_s=0.0) for f in direct.facts]
+    assert read.wait_s == pytest.approx(direct.wait_s) and direct.wait_s[0] == pytest.approx(0.001)
     assert read.facts[0].at_s == pytest.approx(direct.facts[0].at_s, abs=1e-3)
 
 

@@ -1,15 +1,17 @@
 """Training, the gate and the evaluation on made traces."""
 
+import itertools
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
 
 from tests.ml import made
 from tests.ml.conftest import AT
-from tqe.ml import ModelError, evaluate, gate, trainer
-from tqe.ml.dataset import Facts, Record, collect
+from tqe.ml import ModelError, evaluate, gate, simulate, trainer
+from tqe.ml.dataset import Facts, Record, Trace, collect
 from tqe.ml.train import fit
 
 
@@ -212,3 +214,60 @@ def test_a_type_that_nobody_has_seen_is_ordered_by_the_mean_of_all() -> None:
         collect("t", lines, numeric=("size",), categorical=("user",)), servers=4, loads=(0.9,)
     )
     assert all(math.isfinite(v) for found in report["loads"]["0.9"].values() for v in found.values())
+
+
+# --- T
+
+
+def busy(jobs: int = 8000) -> tuple[list[float], list[float]]:
+    """Arrivals and durations of jobs of about 20 ms that keep four servers busy for 90 % of the time."""
+    draw = random.Random(11)
+    duration_s = [draw.lognormvariate(-4.3, 0.8) for _ in range(jobs)]
+    gaps_s = (draw.expovariate(1.0) * (20.0 if draw.random() < 0.05 else 0.1) for _ in range(jobs))
+    at_s = list(itertools.accumulate(gaps_s))
+    return simulate.stretched(at_s, duration_s, 4, 0.9), duration_s
+
+
+def thinned(arrive_s: list[float], duration_s: list[float], start_s: list[float], *, waits: bool) -> Trace:
+    """What workers that capture one job in twenty leave of it."""
+    rows = list(zip(arrive_s, duration_s, start_s, strict=True))
+    return collect(
+        "t",
+        [
+            Record(Facts("A"), at_s, run_s, began_s - at_s if waits else math.nan)
+            for at_s, run_s, began_s in rows[::20]
+        ],
+    )
+
+
+@pytest.mark.parametrize("order", ["fifo", "sjf"])
+def test_a_thinned_trace_gives_the_wait_of_the_traffic(order: str) -> None:
+    """Also where the waits were measured under an order that had made them shorter."""
+    arrive_s, duration_s = busy()
+    policy = simulate.Fifo() if order == "fifo" else simulate.Fixed(duration_s)
+    trace = thinned(arrive_s, duration_s, simulate.replay(arrive_s, duration_s, 4, policy), waits=True)
+    truth_s = simulate.fifo_wait_s(arrive_s, duration_s, 4)
+    assert simulate.fifo_wait_s(trace.submit_s, trace.duration_s, 4) < truth_s / 5, (
+        "a replay of it says nothing"
+    )
+    found_s, said = trainer.fifo_wait(trace, 4)
+    assert truth_s * 0.8 < found_s < truth_s * 1.25 and "measured" in said
+    assert trainer.fifo_wait(trace, 40)[0] == found_s, "and a wrong number of servers is no matter"
+
+
+def test_without_waits_a_log_that_leaves_the_servers_idle_is_replayed_at_a_busy_load() -> None:
+    arrive_s, duration_s = busy()
+    truth_s = simulate.fifo_wait_s(arrive_s, duration_s, 4)
+    part = thinned(arrive_s, duration_s, arrive_s, waits=False)
+    found_s, said = trainer.fifo_wait(part, 4)
+    as_came_s = simulate.fifo_wait_s(part.submit_s, part.duration_s, 4)
+    assert found_s > 2 * as_came_s and "busy for only" in said
+    whole = collect("t", [Record(Facts("A"), at, run) for at, run in zip(arrive_s, duration_s, strict=True)])
+    assert trainer.fifo_wait(whole, 4) == (pytest.approx(truth_s), "from a replay of the log")
+
+
+def test_no_T_is_published_below_the_wait_for_a_busy_server() -> None:
+    """Jobs that never meet, at any load: a T of 0 would order nothing when a backlog comes."""
+    alone = collect("t", [Record(Facts("A"), float(at), 0.9) for at in range(300)])
+    found_s, said = trainer.fifo_wait(alone, 1)
+    assert found_s == pytest.approx(0.9) and "for each server" in said

@@ -11,6 +11,7 @@ from tests.support.hotpath import BACKENDS, NAMES, Rig, frame_id
 from tqe import formats
 from tqe.board import layout
 from tqe.board.board import Board, Record, Row, SlotView, find_row
+from tqe.telemetry import metrics
 
 ID = frame_id(1)
 
@@ -44,6 +45,9 @@ def test_both_backends_use_the_layout(backend: ModuleType) -> None:
 def test_the_layout_has_no_overlaps() -> None:
     header = [layout.H_BURST_DONE + 8, layout.H_RECOVERY + layout.SLOTS_MAX * layout.RECOVERY_BYTES]
     assert header[0] <= layout.H_RECOVERY
+    assert layout.H_CLIMB + 2 * layout.WORD * len(metrics.TOTALS) <= layout.H_FEATURES
+    assert layout.H_FEATURES + layout.FEATURES_MAX * layout.FEATURES_BYTES <= layout.H_RECOVERY
+    assert layout.FEATURES_BYTES == layout.WORD + layout.TASK_NAME_BYTES
     assert header[1] <= layout.HEADER_BYTES
     words = {
         name: at for name, at in vars(layout).items() if name.startswith("C_") and at < layout.C_COUNTERS
