@@ -36,12 +36,12 @@ H_COUNTERS: Final = 128  # HOST_COUNTERS words
 # The steward's: of each total of the queue two words, what Redis said last and what it has lost so far.
 H_CLIMB: Final = 512
 # Types whose features function has ended workers of this host: FEATURES_MAX entries of a count and a name.
-# The steward writes, workers read. The last entry takes all types that found no other, as FEATURES_ALL.
-H_FEATURES: Final = 736
+# The steward writes, workers read. The last entry takes whatever found no other, and stands for all types.
+H_FEATURES: Final = 800
 H_RECOVERY: Final = 1024  # 32 bytes a slot: the recovery id that the steward uses for this slot's leases
 
 RECOVERY_BYTES: Final = 32
-FEATURES_MAX: Final = 4
+FEATURES_MAX: Final = 3
 FEATURES_BYTES: Final = 72
 FEATURES_ALL: Final = "*"
 FEATURES_DEATHS_MAX: Final = 2  # so many deaths turn a type's features function off on this host

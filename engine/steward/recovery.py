@@ -54,6 +54,9 @@ class Recovery:
         self._context = context
         self.next_in_s: float | None = None
         self._tries: dict[int, int] = {}
+        self._blamed: set[int] = (
+            set()
+        )  # slots whose features function was blamed, should recovery be repeated
 
     def run_once(self) -> RecoveryReport:
         recovered: list[Recovered] = []
@@ -76,6 +79,8 @@ class Recovery:
         trust_board = self._tries.get(slot.number, 0) < BOARD_PASSES
         rows = slot.rows() if trust_board else []
         leases = fenced = 0
+        # Before its jobs are back: whoever takes them would call the same function.
+        self._blame_features(slot)
         # One that died during a takeover has two ids, and nobody knows which one Redis has seen.
         for incarnation in slot.incarnations:
             settled = self._drain(slot, incarnation, rows)
@@ -121,11 +126,10 @@ class Recovery:
 
     def _end(self, slot: SlotView) -> None:
         context = self._context
-        if slot.get(layout.C_KILL_KIND) != layout.KILL_DRAIN:
-            if slot.get(layout.C_FEATURES):
-                self._blame_features(slot)
-            elif slot.get(layout.C_SCORING):
-                context.scoring_deaths.append(slot.get(layout.C_SCORING))
+        self._blamed.discard(slot.number)
+        scoring = 0 if slot.get(layout.C_FEATURES) else slot.get(layout.C_SCORING)
+        if scoring and slot.get(layout.C_KILL_KIND) != layout.KILL_DRAIN:
+            context.scoring_deaths.append(scoring)
         context.count("recovered")
         context.board.set_recovery_id(slot.number, "")
         slot.set(layout.C_STATE, layout.RECOVERED)
@@ -133,7 +137,11 @@ class Recovery:
     def _blame_features(self, slot: SlotView) -> None:
         """It died in a task's features function: no job and no model is to blame, and each replacement
         would die the same way. One that never returned is as clear as two deaths."""
-        name = slot.task_name(slot.get(layout.C_FEATURES) - 1)
+        number = slot.get(layout.C_FEATURES)
+        if not number or slot.number in self._blamed or slot.get(layout.C_KILL_KIND) == layout.KILL_DRAIN:
+            return
+        self._blamed.add(slot.number)
+        name = slot.task_name(number - 1)
         stuck = slot.get(layout.C_KILL_KIND) == layout.KILL_STUCK
         deaths = self._context.board.blame_features(name, layout.FEATURES_DEATHS_MAX if stuck else 1)
         said = f"a worker {'hung' if stuck else 'died'} in the features function of {name}"

@@ -69,6 +69,8 @@ def nap(ms: float, user: str) -> None:
     time.sleep(ms / 1000)
 
 def features(payload):
+    if (here / "fatal").exists():
+        os._exit(7)
     return {"user": payload["user"], "ms": payload["ms"], "more": 1 / payload["ms"]}
 
 @app.task("ODD", features=features)
@@ -371,6 +373,25 @@ def test_the_second_worker_that_dies_while_scoring_ends_the_model(scene: Scene, 
     scene.completed()
     assert scene.program is not None
     scene.close(deaths=len(re.findall("ended unexpectedly", scene.program.text())))
+
+
+@pytest.mark.parametrize("mode", ["fifo", "sjf"])
+def test_a_features_function_that_kills_is_turned_off_and_no_model_pays(
+    scene: Scene, good: Made, mode: str
+) -> None:
+    """Asked by capture, or by a lane that is ordered by a mean, which has no hash to ban."""
+    manifest = replace(other(good, 1).manifest, sha256="", chosen="hierarchical_mean")
+    files = replace(good.files, model=None, manifest=json.dumps(manifest.dump()).encode())
+    scene.start(good=Made(manifest, files))
+    learning.set_mode(scene.door, KEYS, ["normal"], mode)
+    scene.work()
+    scene.flag("fatal")
+    scene.work(40, kind="ODD", ms=lambda k: 1.0 + k % 9)  # and it stays fatal: all of them complete
+    text = scene.says("it is not called any more on this host")
+    assert "died in the features function of ODD" in text
+    state = scene.state()
+    assert state.refused == {} and state.bans == {} and state.version == manifest.version
+    scene.close(deaths=len(re.findall("ended unexpectedly", scene.program.text())))  # type: ignore[union-attr]
 
 
 def test_connections_that_break_while_scores_are_written_lose_nothing(scene: Scene, good: Made) -> None:

@@ -394,3 +394,30 @@ def test_what_goes_back_does_not_wait_for_the_long_job_that_is_kept(rig: Rig) ->
     rig.wait_ended()
     assert (first.counter("completed"), second.counter("completed")) == (1, 9)
     finish(rig)
+
+
+def test_a_features_function_that_hangs_costs_one_worker_and_no_job_its_attempt(rig: Rig) -> None:
+    """The supervisor kills a worker whose loop stands still; the next one does not call that function."""
+
+    def hangs(payload: dict[str, Any]) -> dict[str, Any]:
+        rig.journal("hangs", 1)
+        while True:
+            time.sleep(1)
+
+    @rig.app.task("HANGS", features=hangs)
+    def job() -> None:
+        rig.journal("began", 1)
+
+    worker = rig.worker()
+    rig.steward()
+    rig.submit("HANGS")
+    wait_until(lambda: rig.journal.notes("hangs"), 10, "it is in the function")
+    wait_until(lambda: worker.view.get(layout.C_FEATURES) == 1, 5, "the board says so")
+    worker.view.set(layout.C_KILL_KIND, layout.KILL_STUCK)  # what the supervisor does after ten seconds
+    worker.kill()
+    worker.bury()
+    rig.worker()
+    rig.wait_ended()
+    assert len(rig.journal.notes("hangs")) == 1 and began(rig) == [1]
+    assert rig.stats().get("retried", 0) == 0 and rig.board.features_off("HANGS")
+    finish(rig)
