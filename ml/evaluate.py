@@ -12,7 +12,7 @@ from tqe.ml.gate import SCALE
 from tqe.ml.order import Bound
 from tqe.ml.predict import Learner, Ordered
 from tqe.ml.simulate import Fifo, Fixed, Policy, fifo_wait_s, replay, stretched
-from tqe.ml.trainer import BUSY_LOAD, Judged, judge
+from tqe.ml.trainer import BUSY_LOAD, Judged, fifo_wait, judge
 
 TRAIN_SHARE: Final = 0.6
 LOADS: Final = (0.7, 0.8, 0.9, 0.95)
@@ -118,7 +118,8 @@ class _Replays:
 
     def _published_s(self, kind: str, load: float | None) -> float:
         """T that `tqe ml train` would publish from the log before, had its jobs come at this load."""
-        return self._judged.bound(kind, (load, BUSY_LOAD)).bound_factor * self._recent_wait_s(load)
+        wait_s = fifo_wait(self._before, self._servers)[0] if load is None else self._recent_wait_s(load)
+        return self._judged.bound(kind, (load, BUSY_LOAD)).bound_factor * wait_s
 
     def _same_as(self, name: str) -> str:
         """The policy of which this one would be a repetition."""

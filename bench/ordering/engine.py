@@ -190,7 +190,7 @@ def no_ops(lab: Lab, models: Path, version: Version, scale: float) -> dict[str, 
         found[f"{name}_cpu"] = figure(f"{words}: more CPU in the worker", [more], "µs a job")
         for on, how in ((False, "without"), (True, "with")):
             found[f"{name}_{how}"] = figure(f"{words}: CPU in the worker {how}", cpu[on], "µs a job")
-            found[f"{name}_rate_{how}"] = figure(f"{words}: {how}", rates[on], "jobs a second")
+            found[f"{name}_rate_{how}"] = figure(f"{words}: rate {how}", rates[on], "jobs a second")
     return found
 
 
@@ -216,7 +216,7 @@ def written_back(lab: Lab, models: Path, version: Version) -> dict[str, Any]:
             fields={b"NAP": Fields()},
         )
         modes: dict[str, order.Mode] = {LANE: "bounded"}
-        bound_us, mean_us = int(told.bound_s * 1e6), told.scale_s * 1e6
+        bound_us, mean_us = int(told.bound_s * 1e6), told.mean_s * 1e6
         ordering.follow(order.Order(told.version, told.sha256, bound_us, mean_us, modes, "model"))
         rule = working.LaneRule(LANE, ordering.bounds[LANE])
         fetcher = working.Fetcher(KEYS, incarnation, [rule], 60_000)
