@@ -122,7 +122,7 @@ class Version:
                 version=told.version,
                 sha256=told.sha256,
                 bound_us=int(told.bound_s * 1e6),
-                mean_us=int(told.scale_s * 1e6),
+                mean_us=int(told.mean_s * 1e6),
                 trained_at=told.trained_at,
                 chosen=told.chosen,
                 rung=RUNG_OF[told.chosen],
