@@ -155,7 +155,7 @@ class Schedule:
             raise RegistrationError("a stored schedule is damaged")
         try:
             return make(**given, every=every_ms / 1000 if every_ms else None, jitter=jitter_ms / 1000)
-        except TypeError as e:
+        except (TypeError, AttributeError, ValueError, OverflowError) as e:  # any JSON may stand there
             raise RegistrationError(f"a stored schedule is damaged: {e}") from e
 
 

@@ -1,6 +1,7 @@
 """Fixtures that every test may use: private real Redis servers, emptied for each test."""
 
 import contextlib
+import logging
 import signal
 from collections.abc import Callable, Iterator
 
@@ -78,3 +79,18 @@ def make_redis() -> Iterator[Callable[..., RedisServer]]:
 @pytest.fixture
 def fake_clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What our own loggers say of warnings and worse, whatever a test before has set up."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("tqe")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    yield said
+    logger.removeHandler(handler)
+    logger.setLevel(level)

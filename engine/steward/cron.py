@@ -65,6 +65,7 @@ class Cron:
         self._registered = False
         self._idle = False
         self._damaged: tuple[str, ...] = ()
+        self._told_ms: dict[str, int] = {}  # by schedule: the newest slot when the log told of missed ones
         self._next: dict[str, tuple[Schedule, int, int | None]] = {}  # name -> state, and the next slot then
         self.period_s = PERIOD_S
         self.next_in_s: float | None = None
@@ -139,16 +140,14 @@ class Cron:
                 continue
             slots, more = schedule.due(last_ms, now_ms)
             chosen = _chosen(schedule, slots, now_ms)
-            passed = len(slots) + more - len(chosen)
-            if passed or (chosen and now_ms - chosen[-1] > LATE_MS):
-                _log.warning(
-                    f"schedule {schedule.name} missed slots",
-                    due=len(slots) + more,
-                    submitted=len(chosen),
-                    policy=schedule.missed,
-                )
-            skipped += passed
             room = SLOTS_MAX - len(due)
+            if chosen and not room:
+                self.next_in_s = 0.0  # counted and told when its turn comes
+                continue
+            passed = len(slots) + more - len(chosen)
+            skipped += passed
+            if passed or (chosen and now_ms - chosen[-1] > LATE_MS):
+                self._tell_missed(schedule, slots[-1] if slots else now_ms, len(slots) + more, len(chosen))
             if len(chosen) > room:
                 self.next_in_s = 0.0
                 chosen = chosen[:room]
@@ -158,10 +157,17 @@ class Cron:
             due += [_Slot(schedule, slot) for slot in chosen]
         return due, moves, skipped
 
+    def _tell_missed(self, schedule: Schedule, newest_ms: int, due: int, chosen: int) -> None:
+        """Once, although many slots take several passes, and a full Redis takes them later."""
+        if newest_ms > self._told_ms.get(schedule.name, 0):
+            self._told_ms[schedule.name] = newest_ms
+            _log.warning(
+                f"schedule {schedule.name} missed slots", due=due, submitted=chosen, policy=schedule.missed
+            )
+
     def _begin_anew(self, row: Row, now_ms: int) -> None:
-        name = row.schedule.name
-        _log.warning(f"schedule {name} stood at no time that has been; it counts from now on")
-        housekeeping.ask(self._context.door, scheduling.begin_anew(self._context.keys, name, now_ms))
+        _log.warning(f"schedule {row.schedule.name} stood at no time that has been; it counts from now on")
+        housekeeping.ask(self._context.door, scheduling.begin_anew(self._context.keys, row, now_ms))
 
     def _next_slot(self, schedule: Schedule, last_ms: int) -> int | None:
         """The first slot behind the last; remembered, since it is asked for each second."""

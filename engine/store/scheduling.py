@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tqe.errors import RegistrationError
-from tqe.job import bucket_of, split_job_id, to_datetime, to_iso
+from tqe.job import bucket_of, is_job_id, split_job_id, to_datetime, to_iso
 from tqe.schedule import Schedule, Timetable
 from tqe.store.call import Argument, Call
 from tqe.store.keys import Keys
@@ -112,10 +112,15 @@ def _view(now_ms: int, fields: Mapping[bytes, bytes], paused: Sequence[bytes]) -
             except (msgspec.DecodeError, RegistrationError):
                 damaged.append(name)
                 continue
-            last, _, job = fields.get(b"last:" + name.encode(), b"").decode("ascii", "replace").partition(" ")
-            last_ms = int(last) if last.isdigit() else None
-            rows[name] = Row(schedule, app, last_ms, job, name.encode() in paused)
+            rows[name] = Row(schedule, app, *_noted(fields, name), name.encode() in paused)
     return View(now_ms, born, rows, tuple(damaged))
+
+
+def _noted(fields: Mapping[bytes, bytes], name: str) -> tuple[int | None, str]:
+    """Up to when a schedule's slots have been seen to, and the job of the last; None and "" where nothing
+    of it can be read."""
+    last, _, job = fields.get(b"last:" + name.encode(), b"").decode("ascii", "replace").partition(" ")
+    return int(last) if last.isdigit() and len(last) < 16 else None, job if is_job_id(job) else ""
 
 
 def look(keys: Keys) -> Steps[View]:
@@ -139,7 +144,8 @@ class Registered(NamedTuple):
 def register(pipe: Any, keys: Keys, timetable: Timetable, *, now_ms: NowMs = _as_told) -> Registered:
     """Make this timetable the one of its app. To be run under WATCH of `cron` (`housekeeping.watched`).
 
-    A schedule that is new or has other times begins now: slots that it did not have were not missed.
+    A schedule that is new or has other times begins now: slots that it did not have were not missed. The job
+    of its last slot may still run, so that one stays noted.
     """
     begin_ms = now_ms(_ms(pipe.time()))
     fields = pipe.hgetall(keys.cron)
@@ -159,7 +165,7 @@ def register(pipe: Any, keys: Keys, timetable: Timetable, *, now_ms: NowMs = _as
             pipe.hset(keys.cron, f"schedule:{name}", record)
             written.append(name)
         if before is None or before.last_ms is None or before.schedule.timing != one.timing:
-            pipe.hset(keys.cron, f"last:{name}", f"{begin_ms} ")
+            pipe.hset(keys.cron, f"last:{name}", f"{begin_ms} {_noted(fields, name)[1]}")
     for name in gone:
         _remove(pipe, keys, name)
     if wanted or timetable.app in view.born:
@@ -188,9 +194,10 @@ def advance_call(keys: Keys, moves: Sequence[Move]) -> Call:
     return Call("advance", (keys.void, keys.cron), tuple(part for move in moves for part in move))
 
 
-def begin_anew(keys: Keys, name: str, now_ms: int) -> tuple[Argument, ...]:
-    """The command that lets a schedule's slots count from now, wherever it stood."""
-    return ("HSET", keys.cron, f"last:{name}", f"{now_ms} ")
+def begin_anew(keys: Keys, row: Row, now_ms: int) -> tuple[Argument, ...]:
+    """The command that lets a schedule's slots count from now, wherever it stood. Its last job stays noted:
+    it may run, and without overlaps the next slot asks for it."""
+    return ("HSET", keys.cron, f"last:{row.schedule.name}", f"{now_ms} {row.last_job}")
 
 
 def state_commands(keys: Keys, job_ids: Sequence[str]) -> list[tuple[Argument, ...]]:
@@ -210,7 +217,8 @@ def pause(keys: Keys, name: str) -> Steps[None]:
 def resume(keys: Keys, name: str, now_ms: int) -> Steps[None]:
     """Slots count from now on: those of the pause were not missed. In this order, so that no steward sees the
     schedule resumed and yet standing where it was paused."""
-    yield from persist(Reads((begin_anew(keys, name, now_ms), ("SREM", keys.cron_paused, name))))
+    yield from persist(advance_call(keys, [Move(name, now_ms)]))
+    yield from persist(Reads((("SREM", keys.cron_paused, name),)))
 
 
 def remove(keys: Keys, name: str) -> Steps[None]:

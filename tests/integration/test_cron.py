@@ -211,6 +211,17 @@ def test_all_makes_up_for_the_last_thousand(scene: Scene, time: Time, duty: Duty
     assert slots(scene) == [*range(201, 1201)]
 
 
+def test_who_waits_for_room_is_counted_and_told_once(
+    scene: Scene, time: Time, duty: Duty, logged: list[str]
+) -> None:
+    one = duty(each_minute(name="ALL", missed="all"), each_minute(name="ONCE"))
+    time.ms = T0_MS + 250 * MINUTE_MS
+    reports = [one.run_once() for _ in range(4)]
+    assert [report.skipped for report in reports] == [0, 0, 249, 0]
+    assert sum(report.submitted for report in reports) == 251
+    assert logged == ["schedule ONCE missed slots"]
+
+
 @pytest.mark.parametrize("missed", ["once", "all"])
 def test_nobody_makes_up_for_what_lies_beyond_the_horizon(
     scene: Scene, time: Time, duty: Duty, missed: str
@@ -268,6 +279,32 @@ def test_without_overlap_a_slot_waits_for_the_job_before(scene: Scene, time: Tim
     time.ms += MINUTE_MS
     assert one.run_once() == CronReport(submitted=1)
     assert slots(scene) == [4]
+
+
+@pytest.mark.parametrize("how", ["resume", "expression", "clock", "name"])
+def test_the_job_before_is_known_wherever_the_slots_begin_anew(
+    scene: Scene, redis_server: RedisServer, time: Time, duty: Duty, how: str
+) -> None:
+    one = duty(each_minute(overlap=False))
+    time.ms = T0_MS + MINUTE_MS
+    assert one.run_once() == CronReport(submitted=1)
+    ((job, _, _),) = Hands(scene.client).fetch().jobs()
+    time.ms += 10_000
+    match how:
+        case "resume":
+            run(scene, redis_server, scheduling.pause(scene.keys, "EACH"))
+            run(scene, redis_server, scheduling.resume(scene.keys, "EACH", time.ms))
+        case "expression":
+            one = duty(each_minute(every=None, expression="* * * * *", overlap=False), born=2)
+        case "clock":
+            scene.client.hset(scene.keys.cron, "last:EACH", f"{T0_MS + 365 * 86_400_000} {job}")
+            assert one.run_once() == CronReport()
+        case "name":  # another app takes the schedule over
+            one = duty(each_minute(every=None, expression="* * * * *", overlap=False), app="n:app")
+    assert run(scene, redis_server, scheduling.look(scene.keys)).rows["EACH"].last_job == job
+    time.ms = T0_MS + 2 * MINUTE_MS
+    assert one.run_once() == CronReport(skipped=1)
+    assert slots(scene) == []
 
 
 # ------------------------------------------------------------------ pausing
@@ -389,7 +426,8 @@ def test_one_schedule_that_cannot_submit_stops_no_other(scene: Scene, time: Time
 
 def test_a_damaged_record_stops_no_other(scene: Scene, time: Time, duty: Duty) -> None:
     one = duty(each_minute())
-    scene.client.hset(scene.keys.cron, mapping={"schedule:BAD": "{", "schedule:ODD": "{}", "junk": "1"})
+    odd = json.dumps({"app": "m:app", **each_minute(name="ODD").as_dict(), "options": ["lane"]})
+    scene.client.hset(scene.keys.cron, mapping={"schedule:BAD": "{", "schedule:ODD": odd, "junk": "1"})
     time.ms = T0_MS + MINUTE_MS
     assert one.run_once() == CronReport(submitted=1)
 
