@@ -13,7 +13,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -157,6 +157,21 @@ class Wire(asyncio.BufferedProtocol):
             future.set_result(reply)
 
 
+def _tls(query: Mapping[str, list[str]]) -> ssl.SSLContext:
+    """How to trust the server and be trusted, by the parameters of a URL as redis-py has them."""
+    told = {name: values[0] for name, values in query.items() if name.startswith("ssl_")}
+    context = ssl.create_default_context(
+        cafile=told.get("ssl_ca_certs"), capath=told.get("ssl_ca_path"), cadata=told.get("ssl_ca_data")
+    )
+    if told.get("ssl_check_hostname", "").lower() in ("false", "0", "no"):
+        context.check_hostname = False
+    if told.get("ssl_cert_reqs", "").lower() in ("none", "0"):
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if "ssl_certfile" in told:
+        context.load_cert_chain(told["ssl_certfile"], told.get("ssl_keyfile"), told.get("ssl_password"))
+    return context
+
+
 async def connect(url: str, *, timeout_ms: int, made: type[Wire] = Wire) -> Wire:
     """Open a connection and log in. Raises RedisUnavailable, never with the password in its text."""
     loop = asyncio.get_running_loop()
@@ -169,7 +184,7 @@ async def connect(url: str, *, timeout_ms: int, made: type[Wire] = Wire) -> Wire
                 _, wire = await loop.create_unix_connection(made, unquote(parts.path))
                 database = query.get("db", ["0"])[0]
             else:
-                context = ssl.create_default_context() if parts.scheme == "rediss" else None
+                context = _tls(query) if parts.scheme == "rediss" else None
                 _, wire = await loop.create_connection(
                     made, parts.hostname or "127.0.0.1", parts.port or 6379, ssl=context
                 )
