@@ -11,6 +11,7 @@ looked up when a record is made, so a job that logs nothing pays nothing.
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ _LEVELS: Final = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+
+# Controls, separators of lines, and what turns the direction of writing.
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 # Who writes: "supervisor", "steward", "worker 3". Set in each process after the fork, read by the formatters.
 _process = ""
@@ -134,10 +138,10 @@ class TextFormatter(logging.Formatter):
     """`12:04:11.482 warning worker 3: no answer (host=db1 job_id=01J….0 type=EMAIL lane=high attempt=2)`"""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{name}={_plain(value)}" for name, value in _fields(record).items())
+        fields = _one_line(" ".join(f"{name}={_plain(value)}" for name, value in _fields(record).items()))
         who = f"{_process}: " if _process else ""
         when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
-        said = redaction.text(record.getMessage())
+        said = _one_line(redaction.text(record.getMessage()))
         line = f"{when} {record.levelname.lower():7} {who}{said}"
         return _with_trace(self, record, f"{line} ({fields})" if fields else line)
 
@@ -183,7 +187,14 @@ def _plain(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if not text or any(c in text for c in ' "=\n') else text
 
 
+def _one_line(text: str) -> str:
+    """With what begins a line or steers a terminal written out: text of others could forge lines."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def _with_trace(formatter: logging.Formatter, record: logging.LogRecord, line: str) -> str:
     if not record.exc_info:
         return line
-    return f"{line}\n{redaction.text(formatter.formatException(record.exc_info))}"
+    # Set in, so that no message of an exception can look like a line of ours.
+    trace = redaction.text(formatter.formatException(record.exc_info))
+    return "\n  ".join([line, *map(_one_line, trace.splitlines())])

@@ -1,4 +1,4 @@
-"""Owns what a log line must not tell: values under names of secrets, and logins in addresses."""
+"""Owns what a log line must not tell: values under names of secrets, logins in addresses, and our tokens."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ _SECRET_PAIRS: Final = frozenset({"api key", "private key", "access key", "secre
 # What stands between the scheme and the last @ before a path: a password may hold an @ itself.
 _LOGIN: Final = re.compile(r"(?<=://)[^/\s\"'<>]+(?=@)")
 _BEARER: Final = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
+_OWN_TOKEN: Final = re.compile(r"\b(tqe_[A-Za-z0-9.-]{1,64}_)[0-9a-f]{64}")
+# `password=x`, `token = 'x'`, `"secret": "x"`. To the end of the word: what stands in a password is unknown.
+_PAIR: Final = re.compile(
+    r"""(["']?)\b([A-Za-z][\w.-]{1,63})(\1(?:\s*=+\s*|(?<=["'])\s*:\s*))("[^"\n]*"?|'[^'\n]*'?|[^\s&"']+)"""
+)
 
 
 @lru_cache(maxsize=2048)
@@ -33,10 +38,20 @@ def is_secret(name: str) -> bool:
 
 
 def text(said: str) -> str:
-    """The text without logins in addresses and without what stands behind `Bearer`."""
+    """The text without logins in addresses, without what stands behind `Bearer` or `password=`, and without
+    the secret part of our own tokens."""
     if "://" in said:
         said = _LOGIN.sub(HIDDEN, said)
+    if "tqe_" in said:
+        said = _OWN_TOKEN.sub(rf"\1{HIDDEN}", said)
+    if "=" in said or ":" in said:
+        said = _PAIR.sub(_without_secret, said)
     return _BEARER.sub(rf"\1 {HIDDEN}", said) if "earer" in said or "asic" in said else said
+
+
+def _without_secret(pair: re.Match[str]) -> str:
+    quote, name, between, _ = pair.groups()
+    return f"{quote}{name}{between}{HIDDEN}" if is_secret(name) else pair[0]
 
 
 def fields(told: Mapping[str, object]) -> dict[str, Any]:

@@ -210,6 +210,10 @@ def test_other_fields_are_told(name: str) -> None:
         ("see https://tok3n@host/x, and http://b/?q=a@b", "see https://***@host/x, and http://b/?q=a@b"),
         ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer ***"),
         ("mail to ann@example.com", "mail to ann@example.com"),
+        ("token tqe_shop_" + "0a" * 32 + " is unknown", "token tqe_shop_*** is unknown"),
+        ("db password=hunter2 of ann", "db password=*** of ann"),
+        ("{'dbPassword': 'hunter 2', 'n': 1}", "{'dbPassword': ***, 'n': 1}"),
+        ("token_count=5, the password: none", "token_count=5, the password: none"),
         ("the basic idea, the bearer of news", "the basic idea, the bearer of news"),
     ],
 )
@@ -229,6 +233,19 @@ def test_no_part_of_a_line_tells_a_secret(stream: io.StringIO, style: Literal["t
         )
     logging.getLogger("tqe.y").info("own", extra={"password": "s3cret", "deep": {"token": "s3cret"}})
     assert "s3cret" not in stream.getvalue() and stream.getvalue().count("***") >= 5
+
+
+def test_no_text_can_look_like_another_line(stream: io.StringIO) -> None:
+    logs.configure(stream=stream)
+    forged = "x\r\n12:00:00.000 error   forged \x1b[2K\x9b1A\u2028"
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        logs.get("x").exception(forged, path=forged, way="\x1b")
+    said = stream.getvalue()
+    assert not set(said) & set("\r\x1b\x9b\u2028") and "\\x1b[2K" in said
+    trace = said.splitlines()[1:]
+    assert trace and all(line.startswith("  ") for line in trace)
 
 
 def test_fields_that_hold_themselves_end(stream: io.StringIO) -> None:
