@@ -13,6 +13,7 @@ from tqe.api.carrier import carry
 from tqe.api.jobs import lane_of
 from tqe.api.limits import CALLER
 from tqe.api.problems import Problem, body_too_large, of_error
+from tqe.api.room import Hold, hold_of, no_room
 from tqe.api.service import Service
 from tqe.client import submission_from_json, submissions_from_lines
 from tqe.client.payloads import Submission
@@ -32,11 +33,13 @@ async def submit_batch(service: Service, request: Request) -> Response:
     """
     check_type(request, LINE_TYPES)
     carry(request)
-    batch = Batch(service, request.scope[CALLER])
+    batch = Batch(service, request.scope[CALLER], hold_of(request.scope))
     rest = b""
     try:
         async for piece in pieces_of(request, limit_bytes=BYTES_MAX):
             rest += piece
+            if batch.hold.over:
+                raise no_room()
             if len(rest) < _GROUP_BYTES:
                 continue
             group, newline, rest = rest.rpartition(b"\n")
@@ -57,7 +60,8 @@ async def submit_batch(service: Service, request: Request) -> Response:
 class Batch:
     """One request's lines so far: `answers` are the lines to send."""
 
-    def __init__(self, service: Service, caller: str | None) -> None:
+    def __init__(self, service: Service, caller: str | None, hold: Hold) -> None:
+        self.hold = hold
         self._service = service
         self._caller = caller
         self._client = service.client
@@ -68,6 +72,12 @@ class Batch:
 
     async def take(self, group: bytes) -> None:
         """Submit whole lines. Raises Problem for what ends the batch; what came before it is submitted."""
+        async with self._service.parsed:
+            before = len(self.answers)
+            await self._take(group)
+            self.hold.add(len(self.answers) - before - len(group) - 1)
+
+    async def _take(self, group: bytes) -> None:
         lines: list[bytes] = []
         numbers: list[int] = []
         full = False

@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tqe.api.bodies import answer, finite, job_name_of, object_of, wrong_query
-from tqe.api.documents import dead_document, groups_document
+from tqe.api.documents import dead_document
 from tqe.api.problems import Problem, not_found, outward
 from tqe.api.service import Service
 from tqe.api.shapes import Selection
 from tqe.job import split_job_id
+from tqe.store import reading
 from tqe.store.producing import Replayed
 from tqe.store.reading import Cursor
 
@@ -49,7 +50,7 @@ def _cursor(text: str | None) -> Cursor | None:
 
 async def groups(service: Service, request: Request) -> Response:
     """The newest dead jobs by type, reason and error, the largest group first."""
-    return answer(await groups_document(service.client))
+    return answer(await service.groups.document())
 
 
 async def show(service: Service, request: Request) -> Response:
@@ -65,6 +66,7 @@ async def replay_one(service: Service, request: Request) -> Response:
     """Run it again."""
     name = job_name_of(request)
     done = await service.client.replay(name)
+    service.groups.forget()
     if done.missing:
         raise _not_dead(name)
     return answer(replay_document(done))
@@ -76,10 +78,11 @@ async def replay_many(service: Service, request: Request) -> Response:
     if wanted.dry_run:
         return answer({"matched": await _count(service, wanted)})
     if wanted.ids is not None:
-        return answer(replay_document(await service.client.replay(*wanted.ids)))
-    return answer(
-        replay_document(await service.client.replay_all(type_name=wanted.type, reason=wanted.reason))
-    )
+        done = await service.client.replay(*wanted.ids)
+    else:
+        done = await service.client.replay_all(type_name=wanted.type, reason=wanted.reason)
+    service.groups.forget()
+    return answer(replay_document(done))
 
 
 def replay_document(done: Replayed) -> dict[str, Any]:
@@ -95,7 +98,9 @@ def replay_document(done: Replayed) -> dict[str, Any]:
 async def delete_one(service: Service, request: Request) -> Response:
     """Drop it for good."""
     name = job_name_of(request)
-    if not await service.client.purge(name):
+    deleted = await service.client.purge(name)
+    service.groups.forget()
+    if not deleted:
         raise _not_dead(name)
     return answer({"deleted": 1})
 
@@ -106,8 +111,11 @@ async def delete_many(service: Service, request: Request) -> Response:
     if wanted.dry_run:
         return answer({"matched": await _count(service, wanted)})
     if wanted.ids is not None:
-        return answer({"deleted": await service.client.purge(*wanted.ids)})
-    return answer({"deleted": await service.client.purge_all(type_name=wanted.type, reason=wanted.reason)})
+        deleted = await service.client.purge(*wanted.ids)
+    else:
+        deleted = await service.client.purge_all(type_name=wanted.type, reason=wanted.reason)
+    service.groups.forget()
+    return answer({"deleted": deleted})
 
 
 async def _selection(request: Request) -> Selection:
@@ -127,9 +135,11 @@ async def _selection(request: Request) -> Selection:
 
 
 async def _count(service: Service, wanted: Selection) -> int:
+    keys = service.client.core.keys
     if wanted.ids is not None:
-        found = [await service.client.dead_job(name) for name in wanted.ids]
-        return sum(job is not None for job in found)
+        return await service.client.run(reading.dead_among(keys, wanted.ids))
+    if wanted.all:
+        return await service.client.run(reading.dead_total(keys))
     count, cursor = 0, None
     while True:
         page = await service.client.dead_page(type_name=wanted.type, reason=wanted.reason, cursor=cursor)

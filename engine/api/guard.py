@@ -11,6 +11,7 @@ from typing import Final
 from starlette.requests import Request
 
 from tqe import clock
+from tqe.api.faults import Faults
 from tqe.api.problems import Problem
 from tqe.client import AsyncClient
 from tqe.errors import TQEError
@@ -40,6 +41,7 @@ class Guard:
         self._read_ns = 0
         self._tried_ns = 0  # when the last look ended, whatever came of it
         self._looking = asyncio.Lock()
+        self._faults = Faults()
 
     async def run(self) -> None:
         """Look once a second until cancelled."""
@@ -53,6 +55,9 @@ class Guard:
             found = await asyncio.wait_for(self._client.run(tokens.look(self._client.core.keys)), ANSWER_S)
         except (TQEError, TimeoutError):
             return  # the pulse logs that Redis is away
+        except Exception as e:
+            self._faults.note("the table of tokens", e)
+            return
         finally:
             self._tried_ns = clock.monotonic_ns()
         if found.damaged and (self._table is None or self._table.damaged != found.damaged):

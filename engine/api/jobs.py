@@ -19,8 +19,10 @@ from tqe.job import JobStatus, lane_name
 from tqe.store.forecast import Forecast, forecast
 
 WAIT_S_MAX: Final = 60.0
-# Each waits on a connection of its own to Redis, and its pool has 64. Who comes later is answered at once.
-WAITS_MAX: Final = 48
+WAIT_AGAIN_S: Final = 2
+# Some of them (`link.EARS_MAX`) hear of the end at once, each on a connection of its own to Redis, the others
+# ask each second. Who comes on top is answered at once, and told when to come again.
+WAITS_MAX: Final = 500
 
 _FIELDS: Final = {
     "submitted_at": "submittedAt",
@@ -40,7 +42,11 @@ async def submit(service: Service, request: Request) -> Response:
         refusal = service.limits.enter(lane_of(service, type_name, options))
         if refusal is not None:
             raise refusal
-    job = await service.client.submit(type_name, payload, **{**carry(request), **options})
+    given = [payload]
+    # As objects a payload may take fifty times as much memory as its text: nobody keeps it while Redis is
+    # waited for.
+    del payload
+    job = await service.client.submit(type_name, given.pop(), **{**carry(request), **options})
     if not job.created:
         status = (await service.client.job(job.id)).status
         return answer({"id": job.id, "status": status, "created": False, "predictedWaitMs": None})
@@ -82,7 +88,9 @@ async def show(service: Service, request: Request) -> Response:
     name = job_name_of(request)
     wait_s = query_number(request, "wait", 0, least=0, most=WAIT_S_MAX)
     job = await service.client.job(name)
-    if wait_s and not job.ended and job.status != "unknown" and service.waits < WAITS_MAX:
+    waits = wait_s > 0 and not job.ended and job.status != "unknown"
+    full = waits and service.waits >= WAITS_MAX
+    if waits and not full:
         service.waits += 1
         try:
             await _wait(service, request, name, wait_s)
@@ -92,7 +100,10 @@ async def show(service: Service, request: Request) -> Response:
     if job.status == "unknown":
         raise _no_job(name)
     expected = await service.client.run(forecast(service.client.core.keys, service.settings.lanes, job))
-    return answer(job_document(job, expected))
+    found = answer(job_document(job, expected))
+    if full:
+        found.headers["Retry-After"] = str(WAIT_AGAIN_S)  # or clients that ask again at once would spin
+    return found
 
 
 async def _wait(service: Service, request: Request, name: str, wait_s: float) -> None:

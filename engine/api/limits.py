@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections import Counter
 from typing import Final
@@ -11,6 +10,7 @@ from typing import Final
 from starlette.requests import Request
 
 from tqe import clock
+from tqe.api.faults import Faults
 from tqe.api.problems import Problem
 from tqe.api.pulse import ANSWER_S, PERIOD_S, STALE_S, Pulse
 from tqe.client import AsyncClient
@@ -25,7 +25,8 @@ RETRY_S_MAX: Final = 60
 
 
 class Limits:
-    """What one server process has let in; each process counts for itself. `active`: there is any limit."""
+    """What one server process has let in; each process counts for itself. `active`: there is any limit;
+    `capped`: one of what waits."""
 
     def __init__(self, settings: Settings, client: AsyncClient, pulse: Pulse) -> None:
         self._rate_per_s = settings.http_rate_per_s
@@ -38,12 +39,13 @@ class Limits:
         self._backlog: Backlog | None = None
         self._read_ns = 0
         self._entered: Counter[str] = Counter()  # by lane, since the backlog was read
-        self._caps = self._jobs_max is not None or self._backlog_s_max is not None
-        self.active = self._caps or self._rate_per_s is not None
+        self._faults = Faults()
+        self.capped = self._jobs_max is not None or self._backlog_s_max is not None
+        self.active = self.capped or self._rate_per_s is not None
 
     async def run(self) -> None:
-        """Read what waits once a second until cancelled, if that is limited."""
-        while self._caps:
+        """Read what waits once a second until cancelled. Of use only where that is limited: `capped`."""
+        while True:
             await self.look()
             await asyncio.sleep(PERIOD_S)
 
@@ -51,10 +53,15 @@ class Limits:
         """Read it once; where that fails the last one counts for a while."""
         question = self._client.run(backlog.look(self._client.core.keys, self._lanes))
         before = self._entered.copy()
-        with contextlib.suppress(TQEError, TimeoutError):
+        try:
             self._backlog = await asyncio.wait_for(question, ANSWER_S)
-            self._read_ns = clock.monotonic_ns()
-            self._entered -= before  # what went in meanwhile may count twice, rather than not at all
+        except (TQEError, TimeoutError):
+            return  # the pulse logs that Redis is away
+        except Exception as e:
+            self._faults.note("what waits", e)
+            return
+        self._read_ns = clock.monotonic_ns()
+        self._entered -= before  # what went in meanwhile may count twice, rather than not at all
 
     def ask(self, request: Request, token: Token | None) -> None:
         """Let a request in. Raises Problem if the caller has asked too often."""

@@ -11,16 +11,14 @@ from typing import Any, Final
 import msgspec
 
 from tqe import clock
+from tqe.api.faults import Faults
 from tqe.api.pulse import Bell, Pulse
-from tqe.errors import TQEError
-from tqe.telemetry import logs
 
 VIEWERS_MAX: Final = 64  # of one process: each holds a connection for as long as its page is open
 READ_S: Final = 5.0  # a part that takes longer is left out this time
 HEARTBEAT_S: Final = 5.0  # after so long without news a viewer is told that the connection lives
 
 _encode: Final = msgspec.json.Encoder().encode
-_log = logs.get("api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class Live:
         self._turn = 0
         self._events: dict[str, tuple[int, bytes]] = {}  # part → the turn in which it was read, its event
         self._marks: dict[str, object] = {}
-        self._failed: set[str] = set()
+        self._faults = Faults()
         self.viewers = 0
 
     async def run(self) -> None:
@@ -63,8 +61,11 @@ class Live:
             self._turn += 1
             # While Redis is away every part would wait for it in vain: viewers are told that it is.
             for name, part in self._parts.items() if not self._pulse.error else ():
-                if self._due(name, part):
-                    await self._read(name, part)
+                try:
+                    if self._due(name, part):
+                        await self._read(name, part)
+                except Exception as e:  # one part that cannot be read must not take the others away
+                    self._faults.note(f"the part {name} of the live view", e)
             self._events["state"] = self._turn, event("state", self._state())
             if not self.viewers:
                 self._forget()
@@ -80,14 +81,7 @@ class Live:
 
     async def _read(self, name: str, part: Part) -> None:
         mark = part.mark() if part.mark is not None else None
-        try:
-            found = await asyncio.wait_for(part.read(), READ_S)
-        except (TQEError, TimeoutError) as e:
-            if name not in self._failed:
-                _log.warning("a part of the live view cannot be read", part=name, error=str(e))
-            self._failed.add(name)
-            return
-        self._failed.discard(name)
+        found = await asyncio.wait_for(part.read(), READ_S)
         if found is not None:
             self._events[name] = self._turn, event(name, found)
             self._marks[name] = mark

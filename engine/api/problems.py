@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -25,6 +26,11 @@ from tqe.job import OUTWARD_NAMES
 
 MEDIA_TYPE: Final = "application/problem+json"
 _PREFIX: Final = "urn:tqe:problem:"
+_OUTWARD: Final = {snake: camel for camel, snake in OUTWARD_NAMES.items()}
+# Quoted text first: a name in it is none. Its end may have been cut off.
+_NAMES: Final = re.compile(
+    r"""(?<!\w)(['"`])(?:\\.|(?!\1).)*(?:\1|$)|\b(?:""" + "|".join(_OUTWARD) + r")\b", re.DOTALL
+)
 
 # The first that fits counts: class, status, name, title, seconds after which trying again makes sense.
 _KINDS: Final[tuple[tuple[type[TQEError], int, str, str, int], ...]] = (
@@ -99,10 +105,8 @@ def _facts(error: TQEError) -> dict[str, Any]:
 
 
 def outward(text: str) -> str:
-    """Names of options as they are spelt on the wire."""
-    for camel, snake in OUTWARD_NAMES.items():
-        text = text.replace(snake, camel)
-    return text
+    """Names of options as they are spelt on the wire. What is quoted is the caller's, and stays."""
+    return _NAMES.sub(lambda found: _OUTWARD.get(found[0], found[0]), text)
 
 
 def not_found(detail: str) -> Problem:

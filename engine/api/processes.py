@@ -15,7 +15,7 @@ import uvloop
 
 from tqe import clock
 from tqe.api.application import build
-from tqe.api.protocol import GuardedProtocol
+from tqe.api.protocol import CONNECTIONS_MAX, GuardedProtocol
 from tqe.api.service import ServeOptions, Service
 from tqe.errors import SettingsError
 from tqe.registry import Registry
@@ -27,6 +27,7 @@ DRAIN_S: Final = 10.0
 KEEP_ALIVE_S: Final = 30
 _BACKLOG: Final = 1_024
 _POLL_S: Final = 0.5
+_OTHER_FILES: Final = 128  # connections to Redis, the log, what Python has open
 _YOUNG_NS: Final = 1_000_000_000  # who dies younger than this waits before it is replaced
 _YOUNG_DEATHS_MAX: Final = 5  # in a row: then something is wrong that trying again will not mend
 
@@ -73,6 +74,13 @@ class Servers:
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; the exit code."""
+        files = process.raise_file_limit()
+        if files < CONNECTIONS_MAX + _OTHER_FILES:
+            _log.warning(
+                f"a server process may have {CONNECTIONS_MAX} connections, but fewer open files:"
+                " raise the hard limit (ulimit -Hn, LimitNOFILE)",
+                files=files,
+            )
         reader, writer = os.pipe2(os.O_CLOEXEC)
         with contextlib.closing(process.Signals()) as signals:
 
@@ -154,7 +162,7 @@ class _Life:
     def run(self) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve())
-        return 0
+        return int(self._service.broken)
 
     async def _serve(self) -> None:
         config = uvicorn.Config(
@@ -174,11 +182,13 @@ class _Life:
             timeout_graceful_shutdown=int(DRAIN_S),
         )
         server = _Server(config)
+        self._service.when_broken = lambda: self._stop(server)
         asyncio.get_running_loop().add_reader(self._reader, self._stop, server)
         await server.serve(sockets=[self._listener])
 
     def _stop(self, server: _Server) -> None:
-        """The pipe has ended. Whatever waits is answered first, or it would hold up the end."""
+        """The pipe has ended, or a background task has. Whatever waits is answered first, or it would hold up
+        the end."""
         asyncio.get_running_loop().remove_reader(self._reader)
         self._service.closing.set()
         server.should_exit = True

@@ -7,18 +7,16 @@ from collections import deque
 from typing import Any, Final
 
 from tqe import clock
+from tqe.api.faults import Faults
 from tqe.client import AsyncClient
 from tqe.errors import TQEError
 from tqe.store.reading import QueueStatus
-from tqe.telemetry import logs
 
 PERIOD_S: Final = 1.0
 ANSWER_S: Final = 5.0  # a look that takes longer has failed
 STALE_S: Final = 8.0  # what is older is not the state of the queue any more
 HISTORY: Final = 600  # looks that are kept: ten minutes, for who opens a chart
 _SHARE: Final = 0.3  # what the newest second counts in the mean rate
-
-_log = logs.get("api")
 
 
 class Bell:
@@ -45,6 +43,7 @@ class Pulse:
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
+        self._faults = Faults()
         self._read_ns = 0
         self._ended = 0
         self.status: QueueStatus | None = None
@@ -76,15 +75,18 @@ class Pulse:
         """Ask Redis once; a failure is remembered and never raised."""
         try:
             status = await asyncio.wait_for(self._client.status(), ANSWER_S)
-        except (TQEError, TimeoutError) as e:
-            error = str(e) or f"Redis has not answered within {ANSWER_S:g} seconds"
-            if error != self.error:
-                _log.warning("the state of the queue cannot be read", error=error)
-            self.error = error
+            now_ns = clock.monotonic_ns()
+            self._measure(status, (now_ns - self._read_ns) / 1e9)
+        except Exception as e:
+            if isinstance(e, TQEError):
+                self.error = str(e)
+            elif isinstance(e, TimeoutError):
+                self.error = f"Redis has not answered within {ANSWER_S:g} seconds"
+            else:
+                self.error = f"the state of the queue cannot be read: {type(e).__name__}"
+            self._faults.note("the state of the queue", e, self.error)
             return
         self.error = ""
-        now_ns = clock.monotonic_ns()
-        self._measure(status, (now_ns - self._read_ns) / 1e9)
         self.status, self._read_ns = status, now_ns
 
     def _measure(self, status: QueueStatus, passed_s: float) -> None:

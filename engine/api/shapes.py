@@ -132,7 +132,7 @@ class Schedule(Struct, rename="camel"):
     slot_as: str | None
     options: dict[str, Any]
     paused: bool
-    last: Annotated[str | None, Meta(description="The slot of the last job.")]
+    last: Annotated[str | None, Meta(description="Up to when its slots have been seen to.")]
     last_job: str | None
     next: str | None
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tqe import clock
-from tqe.api.documents import cron_document, groups_document, queues_document, worker_document
+from tqe.api.documents import cron_document, queues_document, worker_document
+from tqe.api.groups import Groups
 from tqe.api.live import Part
 from tqe.api.pulse import HISTORY, Pulse
 from tqe.board import layout
@@ -30,9 +31,11 @@ JOBS_MAX: Final = 4  # of one worker; a page shows no more, and coroutines may b
 class Views:
     """The parts of one server process; it remembers what it needs to tell what happened lately."""
 
-    def __init__(self, client: AsyncClient, pulse: Pulse) -> None:
+    def __init__(self, client: AsyncClient, pulse: Pulse, groups: Groups) -> None:
         self._client = client
         self._pulse = pulse
+        self._groups = groups
+        self._dead_mark: object = None
         self._keys = client.core.keys
         self._looks: deque[tuple[int, dict[str, TaskSample]]] = deque(maxlen=_LATELY)
         self._waits: deque[dict[str, Any]] = deque(maxlen=HISTORY // TASKS_EVERY_S)
@@ -136,20 +139,21 @@ class Views:
 
     async def dead(self) -> dict[str, Any] | None:
         """Groups of dead jobs without the ids, which who acts on a group asks for."""
-        found = await groups_document(self._client)
+        found = await self._groups.document()
         groups = [
             {name: value for name, value in group.items() if name != "ids"} for group in found["groups"]
         ]
         return {**found, "groups": groups[:GROUPS_MAX], "moreGroups": max(0, len(groups) - GROUPS_MAX)}
 
     def dead_mark(self) -> object:
-        """What changes whenever a job enters or leaves the dead-letter queue."""
+        """What changes whenever a job enters or leaves the dead-letter queue; while the groups of many are
+        kept it stays as it was."""
         status = self._pulse.status
-        if status is None:
-            return None
-        return status.dead, *(
-            status.totals.get(name) for name in ("dead", "replayed", "purged", "dlq_dropped")
-        )
+        if status is not None and not self._groups.kept:
+            self._dead_mark = status.dead, *(
+                status.totals.get(name) for name in ("dead", "replayed", "purged", "dlq_dropped")
+            )
+        return self._dead_mark
 
 
 def _task(name: str, task: TaskSample, before: TaskSample | None, passed_s: float) -> dict[str, Any]:

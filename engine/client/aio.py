@@ -80,6 +80,7 @@ class AsyncClient:
         promise: _Promise
         if options:
             item = self.core.item(type_name, payload, options)
+            del payload
             promise = loop.create_future()
             self._items.append((item, promise))
         else:
@@ -88,6 +89,7 @@ class AsyncClient:
                 route = self._route(type_name)
             kind, task, tray = route
             encoded = self._encode(payload, task)
+            del payload  # or it would live as long as Redis takes
             promise = loop.create_future()
             tray.types.append(kind)
             tray.payloads.append(encoded)

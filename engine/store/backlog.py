@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from tqe import codec
 from tqe.errors import FrameError
 from tqe.store.keys import Keys
 from tqe.store.model import Order, order_command, read_order
-from tqe.store.reading import ask
+from tqe.store.reading import ask, counts
 from tqe.store.steps import Steps
 
 UNKNOWN_S: Final = 1.0  # what a job counts as long as no job of any type has been timed
@@ -101,8 +101,8 @@ def look(keys: Keys, lanes: Sequence[str]) -> Steps[Backlog]:
         *(("LLEN", keys.queue(lane)) for lane in lanes),
         *(("ZCARD", keys.sorted(lane)) for lane in lanes),
     )
-    known = Known(numbers(means), read_order(told, lanes))
-    jobs = numbers(depth)
+    known = Known(counts(means), read_order(told, lanes))
+    jobs = counts(depth)
     names = [*lanes, *(f"{lane}:sorted" for lane in lanes)]
     held = {name: (max(jobs.get(name, 0), size), size) for name, size in zip(names, frames, strict=True)}
     # Where the cached depth is too low, each frame has at least one job.
@@ -142,12 +142,3 @@ def evenly(key: bytes, jobs: int, frames: int) -> list[Command]:
         return [("ZRANGE", key, 0, frames - 1)] if frames else []
     ranks = [(2 * at + 1) * frames // (2 * wanted) for at in range(wanted)]
     return [("ZRANGE", key, rank, rank) for rank in ranks]
-
-
-def numbers(flat: Sequence[Any]) -> dict[str, int]:
-    """Fields of a hash and their whole numbers; what is none is left out."""
-    return {
-        name.decode("utf-8", "replace"): int(value)
-        for name, value in zip(flat[::2], flat[1::2], strict=True)
-        if value.isdigit()
-    }

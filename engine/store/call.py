@@ -22,6 +22,8 @@ from tqe import codec
 from tqe.errors import LeaseLost, QueueFull, RedisUnavailable, ScriptError, TQEError
 from tqe.store.scripts import SCRIPTS
 
+CONNECTIONS_MAX: Final = 64  # of one client
+
 Argument = bytes | str | int | float
 Reply = Any
 
@@ -86,7 +88,7 @@ def _options(timeout_s: float) -> dict[str, Any]:
     }
 
 
-def connect(url: str, *, timeout_s: float = 5.0, max_connections: int = 64) -> redis.Redis:
+def connect(url: str, *, timeout_s: float = 5.0, max_connections: int = CONNECTIONS_MAX) -> redis.Redis:
     """A client that answers in bytes, gives up after `timeout_s` and never repeats a command by itself."""
     options = _options(timeout_s)
     if url.startswith("unix:"):
@@ -94,14 +96,22 @@ def connect(url: str, *, timeout_s: float = 5.0, max_connections: int = 64) -> r
     return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), max_connections=max_connections, **options)
 
 
-def connect_async(url: str, *, timeout_s: float = 5.0, max_connections: int = 64) -> redis.asyncio.Redis:
-    """The same for asyncio."""
+def connect_async(
+    url: str, *, timeout_s: float = 5.0, max_connections: int = CONNECTIONS_MAX
+) -> redis.asyncio.Redis:
+    """The same for asyncio. Who finds all connections in use waits for one, in turn: the usual pool raises,
+    which looks like a Redis that is away."""
     options = _options(timeout_s)
     if url.startswith("unix:"):
         del options["socket_keepalive"]
-    return redis.asyncio.Redis.from_url(
-        url, retry=AsyncRetry(NoBackoff(), 0), max_connections=max_connections, **options
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url,
+        retry=AsyncRetry(NoBackoff(), 0),
+        max_connections=max_connections,
+        timeout=timeout_s,
+        **options,
     )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 # redis-py takes the code off the errors that it knows.

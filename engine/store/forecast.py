@@ -17,7 +17,7 @@ from tqe.store import backlog
 from tqe.store.backlog import Known
 from tqe.store.keys import Keys
 from tqe.store.model import Order, order_command, read_order
-from tqe.store.reading import ask
+from tqe.store.reading import ask, counts
 from tqe.store.steps import Steps
 
 # A job is looked for among so many scored ones, which costs Redis a millisecond a thousand, and clients poll.
@@ -109,7 +109,7 @@ def _before(keys: Keys, lane: str, place: _Place, listed_s: float, order: Order)
         ("LINDEX", keys.queue(lane), 0),
         ("LINDEX", keys.queue(lane), -1),
     )
-    known = Known(backlog.numbers(means), order)
+    known = Known(counts(means), order)
     seconds = 0.0
     if lower:
         sample = yield from ask(*backlog.evenly(keys.sorted(lane), lower, lower))

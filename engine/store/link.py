@@ -15,6 +15,7 @@ from tqe.errors import RedisUnavailable, TQEError
 from tqe.settings import Settings
 from tqe.store import embedded, fitness
 from tqe.store.call import (
+    CONNECTIONS_MAX,
     AsyncDoor,
     Begun,
     Call,
@@ -31,6 +32,7 @@ from tqe.store.steps import Begin, Finish, Hear, Listen, Pause, Reads, Step, Ste
 LOADING_PATIENCE_S: Final = 60.0
 _LOADING_PAUSE_S: Final = 0.1
 _CONFIRM_S: Final = 5.0
+EARS_MAX: Final = CONNECTIONS_MAX * 3 // 4  # each holds a connection; the others are for who only reads
 
 
 class _Server:
@@ -167,10 +169,12 @@ class SyncLink:
 
 
 class AsyncLink:
-    """The same inside of one event loop."""
+    """The same inside of one event loop. Of those who wait for a message at the same moment `EARS_MAX`
+    listen; the others hear nothing, and read again as often as anybody who wants to be sure."""
 
     def __init__(self, settings: Settings) -> None:
         self._server = _Server(settings)
+        self._ears = 0
         self._opening: asyncio.Lock | None = None
         self._door: AsyncDoor | None = None
 
@@ -228,7 +232,11 @@ class AsyncLink:
                             await asyncio.to_thread(self._server.revive)
                             await asyncio.sleep(step.seconds)
                         case Listen():
-                            ear = await self._listen(door, ear, step)
+                            if ear is None and self._ears < EARS_MAX:
+                                ear = door.client.pubsub()
+                                self._ears += 1
+                            if ear is not None:
+                                await self._listen(ear, step)
                         case Hear():
                             answer = await self._hear(ear, step)
                 except TQEError as e:
@@ -238,21 +246,23 @@ class AsyncLink:
             if begun is not None:
                 asyncio.ensure_future(begun).cancel()
             if ear is not None:
+                self._ears -= 1
                 await ear.aclose()
 
-    async def _listen(self, door: AsyncDoor, ear: Any, step: Listen) -> Any:
+    async def _listen(self, ear: Any, step: Listen) -> None:
         try:
-            if ear is None:
-                ear = door.client.pubsub()
             await ear.subscribe(step.channel)
             while (said := await ear.get_message(timeout=_CONFIRM_S)) is not None:
                 if said["type"] == "subscribe":
-                    return ear
+                    return
         except (redis.RedisError, OSError) as e:
             raise unreachable(e, sent=False) from e
         raise RedisUnavailable("Redis did not confirm a subscription", applied=False)
 
     async def _hear(self, ear: Any, step: Hear) -> bool:
+        if ear is None:
+            await asyncio.sleep(step.seconds)
+            return False
         try:
             return await ear.get_message(timeout=step.seconds) is not None
         except (redis.RedisError, OSError) as e:

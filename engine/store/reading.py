@@ -151,7 +151,7 @@ def parse_worker(incarnation: str, text: bytes) -> WorkerStatus | None:
             scaling=_scaling(told.get("scaling")),
             steward=str(told.get("steward", "")),
         )
-    except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError):
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 
@@ -248,7 +248,7 @@ def queue_status(keys: Keys, lanes: Sequence[str]) -> Steps[QueueStatus]:
         ("LLEN", keys.parked),
         ("SMEMBERS", keys.paused),
     )
-    jobs = _counts(depth)
+    jobs = counts(depth)
     orphans = {name.removesuffix(":sorted") for name in jobs} - {"delayed", *lanes}
     names = [*lanes, *sorted(orphans)]
     sizes = yield from ask(
@@ -266,7 +266,7 @@ def queue_status(keys: Keys, lanes: Sequence[str]) -> Steps[QueueStatus]:
         running=sum(len(worker.jobs) for worker in alive),
         scheduled=_depth(jobs.get("delayed", 0), late),
         dead=dead,
-        totals={name: 0 for name in (*TOTALS, *MORE_TOTALS)} | _counts(stats),
+        totals={name: 0 for name in (*TOTALS, *MORE_TOTALS)} | counts(stats),
         workers=alive,
         quarantined_frames=quarantined,
         parked_frames=parked,
@@ -292,9 +292,15 @@ def oldest_waiting(keys: Keys, lanes: Sequence[str]) -> Steps[dict[str, int]]:
     return found
 
 
-def _counts(reply: Any) -> dict[str, int]:
-    pairs = zip(reply[::2], reply[1::2], strict=True)
-    return {name.decode("utf-8", "replace"): int(value) for name, value in pairs}
+def counts(flat: Sequence[bytes]) -> dict[str, int]:
+    """A hash of counts, as HGETALL tells it. What is none is left out: it was written by hand, and whoever
+    only looks must go on looking."""
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {
+        name.decode("utf-8", "replace"): int(value)
+        for name, value in pairs
+        if value.isdigit() and len(value) < 19
+    }
 
 
 def _depth(jobs: int, frames: int) -> int:
@@ -358,7 +364,7 @@ def _prediction(trace: bytes) -> Prediction | None:
             None if model_s is None else float(model_s),
             None if mean_s is None else float(mean_s),
         )
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -520,6 +526,20 @@ def dead_jobs(
     return DeadPage(jobs=wanted, cursor=after)
 
 
+def dead_total(keys: Keys) -> Steps[int]:
+    """How many entries there are."""
+    return int((yield from ask(("ZCARD", keys.dlq_index)))[0])
+
+
+def dead_among(keys: Keys, names: Sequence[str]) -> Steps[int]:
+    """How many of these jobs are there, a page a round trip."""
+    count = 0
+    for at in range(0, len(names), PAGE):
+        (scores,) = yield from ask(("ZMSCORE", keys.dlq_index, *names[at : at + PAGE]))
+        count += sum(score is not None for score in scores)
+    return count
+
+
 def dead_job(keys: Keys, name: str) -> Steps[DeadJob | None]:
     """One entry with its payload, None if it is not there."""
     frame, meta, died_ms = yield from ask(
@@ -534,15 +554,23 @@ def parse_dead(
     name: str, meta: bytes | None, died_ms: Any, payload: Mapping[str, Any] | None = None
 ) -> DeadJob:
     told = parse_own(meta)
+
+    def word(key: str) -> str | None:
+        value = told.get(key)
+        return None if value is None else str(value)
+
+    def number(value: Any) -> int:
+        return int(value) if isinstance(value, int | float) and 0 <= value < _NUMBER_MAX else 0
+
     return DeadJob(
         id=name,
-        type=told.get("type"),
-        lane=told.get("lane"),
-        reason=told.get("reason"),
+        type=word("type"),
+        lane=word("lane"),
+        reason=word("reason"),
         error=error_text(told.get("error")),
-        attempts=int(told.get("attempts") or 0),
-        crashes=int(told.get("crashes") or 0),
-        died_at=to_datetime(int(told.get("died_at") or float(died_ms or 0))),
+        attempts=number(told.get("attempts")),
+        crashes=number(told.get("crashes")),
+        died_at=to_datetime(number(told.get("died_at")) or number(float(died_ms or 0))),
         payload=payload,
     )
 
@@ -556,6 +584,7 @@ def payload_of(frame: bytes) -> Mapping[str, Any] | None:
         return None
 
 
+_NUMBER_MAX: Final = 10**14  # a time in ms of the year 5138
 _PAYLOAD_CEILING: Final = 16 * 1024 * 1024  # what the setting allows at most
 
 

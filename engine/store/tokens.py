@@ -7,6 +7,7 @@ in.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import re
@@ -96,9 +97,11 @@ def _table(flat: Sequence[bytes]) -> Table:
         name = field.decode("utf-8", "replace")
         if name == _USED:
             continue
-        try:
+        record: _Record | None = None
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             record = msgspec.json.decode(value, type=_Record)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        # Digests are compared as text, which takes ASCII only.
+        if record is None or not record.sha256.isascii():
             damaged.append(name)
             continue
         found[name] = Token(name, frozenset(record.scopes), record.sha256, record.created_ms)

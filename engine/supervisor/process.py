@@ -1,4 +1,4 @@
-"""The one owner of fork, signals and process groups.
+"""The one owner of fork, signals, process groups and what processes may have open.
 
 Only the supervisor reacts to SIGTERM, SIGINT and SIGHUP: Ctrl-C and service managers send them to everybody
 at once, and a steward or worker that died of one could not settle any more. Children ignore them, obey the
@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import resource
 import select
 import signal
 import sys
@@ -22,6 +23,8 @@ from tqe.telemetry import logs
 
 SOFT_SIGNAL: Final = signal.SIGRTMIN + 6  # interrupts the job that the board's condemn words name
 EXIT_FAILED: Final = 1
+
+FILES_MAX: Final = 65_536
 
 _PR_SET_PDEATHSIG: Final = 1
 _WATCHED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -209,6 +212,18 @@ def _reseed() -> None:
     if numpy is not None:
         with contextlib.suppress(Exception):
             numpy.random.seed()
+
+
+def raise_file_limit() -> int:
+    """Let this process and its children have as many files open as the system allows, up to 65,536; how many
+    that are. The usual soft limit of 1,024 is fewer than the connections that a server takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return soft if soft != resource.RLIM_INFINITY else FILES_MAX
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def reap(own: Container[int]) -> list[Death]:

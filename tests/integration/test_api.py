@@ -1,23 +1,30 @@
 """The REST API as other languages use it: a real server process, a real Redis, real HTTP."""
 
+import asyncio
 import re
 import signal
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
+from starlette.requests import Request
 
 from tests.support.cli import Cli, bury
 from tests.support.hands import Hands
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.web import Answer, ServeIt, Web, read_to_end
+from tqe.api import jobs
+from tqe.client import AsyncClient
 from tqe.formats import IDEMPOTENCY_KEY_BYTES_MAX
+from tqe.settings import Settings
 from tqe.store.keys import Keys
+from tqe.store.link import EARS_MAX
 
 APP = """
 from tqe import App
@@ -170,6 +177,40 @@ def test_a_long_poll_ends_with_the_job(web: Web, redis_client: redis.Redis) -> N
         answer = read_to_end(connection)
     assert b'"status":"completed"' in answer, answer
     assert time.monotonic() - began < 50
+
+
+def test_long_polls_leave_room_for_all_others(web: Web, redis_client: redis.Redis) -> None:
+    """More of them than hear of an end at once, and five times as many other requests beside them."""
+    job = web.post("/api/v1/jobs", {"type": "A"}).json["id"]
+
+    def ask(path: str) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", web.port), 60)
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: [::1]\r\nconnection: close\r\n\r\n".encode())
+        return connection
+
+    def status(connection: socket.socket) -> bytes:
+        with connection:
+            return read_to_end(connection)
+
+    waits = [ask(f"/api/v1/jobs/{job}?wait=60") for _ in range(EARS_MAX + 12)]
+    channel = Keys().done(job.partition(".")[0].encode())
+    wait_until(lambda: redis_client.pubsub_numsub(channel)[0][1] == EARS_MAX, 20)
+    answers = [status(one) for one in [ask("/api/v1/queues") for _ in range(300)]]
+    assert {answer[:12] for answer in answers} == {b"HTTP/1.1 200"}
+    Hands(redis_client).fetch().settle(lambda name: ("C", None))
+    assert all(b'"status":"completed"' in status(one) for one in waits)
+
+
+async def test_who_cannot_wait_is_told_when_to_ask_again(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "WAITS_MAX", 0)
+    async with AsyncClient(Settings(redis_url=redis_server.url)) as client:
+        job = await client.submit("A", {})
+        scope = {"type": "http", "path_params": {"id": job.id}, "query_string": b"wait=60", "headers": []}
+        service: Any = SimpleNamespace(client=client, settings=client.core.settings, waits=0)
+        answer = await asyncio.wait_for(jobs.show(service, Request(scope)), 20)
+    assert (answer.status_code, answer.headers["retry-after"]) == (200, str(jobs.WAIT_AGAIN_S))
 
 
 @pytest.mark.parametrize("wait", ["x", "-1", "61", "nan", ""])

@@ -18,6 +18,7 @@ from tests.support.viewing import view
 from tests.support.waiting import await_until, wait_until
 from tests.support.web import ServeIt, Web
 from tqe.api import live
+from tqe.api.groups import Groups
 from tqe.api.live import Live, Part
 from tqe.api.pulse import Pulse
 from tqe.api.views import Views
@@ -70,7 +71,7 @@ async def test_tasks_and_the_waits_of_what_began_lately(
 
     async with AsyncClient(Settings(redis_url=redis_server.url)) as client:
         pulse = Pulse(client)
-        views = Views(client, pulse)
+        views = Views(client, pulse, Groups(client))
 
         async def look() -> Any:
             await pulse.look()

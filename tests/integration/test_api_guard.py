@@ -82,7 +82,9 @@ def test_the_end_of_the_last_token_lets_nobody_in(cli: Cli) -> None:
 
 def test_a_damaged_record_is_told_and_can_be_revoked(cli: Cli, redis_client: redis.Redis) -> None:
     redis_client.hset(KEYS.tokens, "bad", '{"scopes": ["root"], "sha256": "x", "created_ms": 1}')
-    assert "bad: it cannot be read" in cli("token", "list").stderr
+    redis_client.hset(KEYS.tokens, "worse", '{"scopes": ["read"], "sha256": "é", "created_ms": 1}')
+    said = cli("token", "list").stderr
+    assert "bad: it cannot be read" in said and "worse: it cannot be read" in said
     assert cli.json("token", "revoke", "bad") == {"revoked": ["bad"]}
 
 

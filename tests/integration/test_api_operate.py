@@ -238,3 +238,28 @@ def parsed(web: Web) -> dict[tuple[str, str], float]:
         for family in text_string_to_metric_families(web.get("/metrics").body.decode())
         for sample in family.samples
     }
+
+
+# ------------------------------------------------------------------ odd data
+
+
+def test_odd_data_in_redis_breaks_no_look(web: Web, redis_client: redis.Redis) -> None:
+    """Written by hand or by another version: whoever only looks must go on looking."""
+    keys, name = Keys(), "01ARZ3NDEKTSV4RRFFQ69G5F00.0"
+    redis_client.hset(keys.depth, mapping={"normal": "x", "low": "9" * 5_000})
+    redis_client.hset(keys.stats, mapping={"completed": "many", "submitted": "5"})
+    schedule = {"name": "ODD", "type": "A", "every_ms": 60_000, "options": ["lane"]}
+    redis_client.hset(keys.cron, "schedule:ODD", json.dumps(schedule))
+    redis_client.zadd(keys.incarnations, {"one": 2e12})
+    redis_client.set(keys.worker("one"), '{"worker": 1e300, "pid": 1, "jobs": [{"id": 5}]}')
+    redis_client.hset(keys.dlq_meta, name, '{"type": ["A"], "attempts": "x", "died_at": 1e300}')
+    redis_client.zadd(keys.dlq_index, {name: 1})
+    redis_client.hset(keys.dlq, name, b"x")
+    told = web.get("/api/v1/queues").json
+    assert told["totals"]["submitted"] == 5 and told["totals"]["completed"] == 0
+    assert web.get("/api/v1/cron").json == {"schedules": [], "damaged": ["ODD"]}
+    assert [job["id"] for job in web.get("/api/v1/dlq").json["jobs"]] == [name]
+    assert web.get("/api/v1/dlq/groups").json["jobs"] == 1
+    assert web.get(f"/api/v1/dlq/{name}").json["attempts"] == 0
+    assert web.get("/readyz").status == 200
+    assert "Traceback" not in web.program.text()

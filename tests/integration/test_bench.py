@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,6 @@ from tqe.cli import bench as command
 from tqe.cli.main import main
 from tqe.errors import SettingsError
 from tqe.telemetry import procfs
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # A fork of a process with the threads of a test runner is what it warns of; the tool itself has none.
 pytestmark = [
@@ -71,14 +67,6 @@ def test_each_scenario_gives_each_of_its_figures(name: str, tmp_path: Path) -> N
     found, _ = play(name, tmp_path, scale=0.002)
     assert set(found) == {figure.name for figure in suite.SCENARIOS[name].figures}
     assert all(math.isfinite(value) for value in found.values()), found
-
-
-@pytest.mark.campaign
-def test_the_floor_is_measured_beside_ours() -> None:
-    command = [sys.executable, "-m", "bench.floor", "--rounds", "1", "--jobs", "500"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("| µs/job |") == done.stdout.count("| ms |") == 2
 
 
 def test_a_producer_that_fails_fails_the_run(tmp_path: Path) -> None:

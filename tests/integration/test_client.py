@@ -45,7 +45,8 @@ from tqe.errors import (
 from tqe.registry import Registry, Task
 from tqe.settings import Settings
 from tqe.store import embedded, producing, reading
-from tqe.store.call import Call, SyncDoor
+from tqe.store import link as link_module
+from tqe.store.call import AsyncDoor, Call, SyncDoor, connect_async
 from tqe.store.keys import Keys
 from tqe.store.link import AsyncLink, SyncLink
 
@@ -822,6 +823,26 @@ async def test_a_lost_reply_of_a_shared_call_is_told_to_each_by_its_kind(
         assert isinstance(untracked, SubmitUnknown) and isinstance(other, SubmitUnknown)
         assert untracked.job_id != other.job_id
         assert (await client.status()).lanes["normal"].queued == 3
+
+
+async def test_who_finds_all_connections_in_use_waits_for_one(redis_server: RedisServer) -> None:
+    """It used to be told that Redis cannot be reached."""
+    door = AsyncDoor(connect_async(redis_server.url, max_connections=2))
+    answers = await asyncio.gather(*(door.send([("PING",)]) for _ in range(40)))
+    await door.close()
+    assert answers == [[b"PONG"]] * 40
+
+
+async def test_more_who_wait_than_listen(
+    aclient: AsyncClient, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "EARS_MAX", 2)
+    job = await aclient.submit("A", {})
+    waits = [asyncio.create_task(aclient.result(job.id, 30)) for _ in range(5)]
+    await await_until(lambda: redis_client.pubsub_numsub(KEYS.done(job.frame_id))[0][1] == 2)
+    Hands(redis_client).fetch().settle(lambda name: ("C", 7))
+    assert await asyncio.gather(*waits) == [7] * 5
+    assert redis_client.pubsub_channels() == [] and aclient.link._ears == 0
 
 
 async def test_closing_sends_what_waits(redis_server: RedisServer, redis_client: redis.Redis) -> None:

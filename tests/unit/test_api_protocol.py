@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pytest
@@ -12,6 +13,7 @@ from uvicorn.server import ServerState
 
 from tests.support.waiting import await_until
 from tqe.api import protocol
+from tqe.api.room import SMALL_BYTES, Hold, Room
 
 T = TypeVar("T")
 
@@ -103,7 +105,7 @@ def test_a_stream_of_lines_may_take_as_long_as_it_keeps_coming(monkeypatch: pyte
         writer.write(head)
         began = asyncio.get_running_loop().time()
         while asyncio.get_running_loop().time() < began + 2 * protocol.READ_S:
-            writer.write(b"1\r\na\r\n")
+            writer.write(b"64\r\n" + b"a" * 100 + b"\r\n")
             await asyncio.sleep(0.02)
         writer.write(b"0\r\n\r\n")
         assert (await asyncio.wait_for(reader.read(), 20)).endswith(b"ok")
@@ -112,24 +114,127 @@ def test_a_stream_of_lines_may_take_as_long_as_it_keeps_coming(monkeypatch: pyte
     play(scene)
 
 
-def test_there_are_so_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "CONNECTIONS_MAX", 2)
+def test_a_stream_that_trickles_ends() -> None:
+    """A byte now and then would hold what has come of a line for ever."""
 
     async def scene(port: int, state: ServerState) -> None:
-        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-        await await_until(lambda: len(state.connections) == 3)
-        reader, writer = pairs[0]
-        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /api/v1/jobs:batch HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+        answer = asyncio.create_task(reader.read())
+
+        def told() -> bool:
+            if not answer.done():
+                writer.write(b"1\r\na\r\n")
+            return answer.done()
+
+        await await_until(told, 20)
+        assert answer.result().startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+    play(scene)
+
+
+def test_a_stream_has_an_end_however_quick_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "STREAM_S", 0.5)
+
+    async def scene(port: int, state: ServerState) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /api/v1/jobs:batch HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+        answer = asyncio.create_task(reader.read())
+
+        def told() -> bool:
+            if not answer.done():
+                writer.write(b"400\r\n" + b"a" * 1024 + b"\r\n")
+            return answer.done()
+
+        await await_until(told, 20)
+        assert answer.result().startswith(b"HTTP/1.1 408 ") and b"0.5 seconds" in answer.result()
+        writer.close()
+
+    play(scene)
+
+
+def test_connections_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(protocol, "READ_S", 20.0)
+
+    async def scene(port: int, state: ServerState) -> None:
+        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
+        reader, writer = pairs[2]
+        writer.write(b"GET / HTTP/1.1\r\n")
         told = await asyncio.wait_for(reader.read(), 20)
         assert told.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1\r\n" in told
         assert b"urn:tqe:problem:too-many-connections" in told
+        reader, _ = pairs[3]
+        assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 503 "), "it says nothing"
         reader, writer = pairs[1]
         writer.write(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n")
-        assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 200 ")
+        assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 200 "), "it came in time"
         for _, writer in pairs:
             writer.close()
 
     play(scene)
+
+
+def test_who_comes_on_top_of_many_that_are_refused_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "CONNECTIONS_MAX", 0)
+
+    async def scene(port: int, state: ServerState) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+        await await_until(lambda: not state.connections)
+        writer.close()
+
+    play(scene)
+
+
+def test_bodies_that_do_not_fit_beside_each_other_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(100_000)
+    monkeypatch.setattr(protocol, "_room", room)
+    monkeypatch.setattr(protocol, "READ_S", 20.0)
+
+    async def scene(port: int, state: ServerState) -> None:
+        def post(size: int) -> bytes:
+            return b"POST / HTTP/1.1\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % size
+
+        async def ask(sent: bytes) -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            try:
+                return await asyncio.wait_for(reader.read(), 20)
+            finally:
+                writer.close()
+
+        reader, slow = await asyncio.open_connection("127.0.0.1", port)
+        slow.write(post(70_001) + b"x" * 70_000)
+        await await_until(lambda: room.held_bytes == 70_000 - SMALL_BYTES)
+        told = await ask(post(70_000) + b"x" * 70_000)
+        assert told.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1\r\n" in told, told
+        assert b"urn:tqe:problem:too-busy" in told
+        assert (await ask(post(10_000) + b"x" * 10_000)).startswith(b"HTTP/1.1 200 "), "small ones go in"
+        slow.write(b"x")
+        assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 200 ")
+        assert room.held_bytes == 0
+        assert (await ask(post(70_000) + b"x" * 70_000)).startswith(b"HTTP/1.1 200 ")
+        _, leaving = await asyncio.open_connection("127.0.0.1", port)
+        leaving.write(post(70_001) + b"x" * 70_000)
+        await await_until(lambda: room.held_bytes > 0)
+        leaving.transport.abort()
+        await await_until(lambda: room.held_bytes == 0)
+        slow.close()
+
+    play(scene)
+
+
+def test_what_is_held_and_given_back() -> None:
+    room = Room(1_000)
+    hold, other = Hold(room), Hold(room)
+    assert hold.add(SMALL_BYTES + 900) and not other.add(SMALL_BYTES + 101) and other.over
+    assert other.add(SMALL_BYTES) and room.held_bytes == 900
+    assert hold.add(-500) and other.add(600) and room.held_bytes == 1_000
+    hold.end()
+    assert hold.add(10**9) and room.held_bytes == 600, "who works on for a client that is gone holds nothing"
 
 
 def test_who_takes_no_answer_is_cut_off() -> None:
