@@ -744,6 +744,7 @@ cdef class Runner:
     cdef readonly set active  # jobs under way: AsyncJob, and what Python adds
     cdef public list late  # while not None, outcomes of coroutines wait here: (job, result, error, in arguments)
     cdef int _slots
+    cdef public bint apart  # synchronous jobs run as if coroutines did, even if none does
     cdef bint _starved  # a coroutine found no free slot
     cdef object _spawn
     cdef object _limit
@@ -867,7 +868,7 @@ cdef class Runner:
                     return code
                 p = lease._pos
                 continue
-            beside = bool(self.active)
+            beside = self.apart or bool(self.active)
             if beside:
                 # Timers and connections of coroutines must not wait for a job that runs inline.
                 now = tqe_now()

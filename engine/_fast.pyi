@@ -326,6 +326,7 @@ class Runner:
     until_ns: int
     beside_until_ns: int
     redis_offset_ms: int
+    apart: bool
     def __init__(
         self,
         slot: Slot,

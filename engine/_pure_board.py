@@ -843,6 +843,7 @@ class Runner:
         self.ended = 0  # jobs that have ended here, however
         self.active: set[Any] = set()
         self.late: list[tuple[Any, Any, BaseException | None, bool]] | None = None
+        self.apart = False  # synchronous jobs run as if coroutines did, even if none does
         self._slots = 0
         self._starved = False
         self._ended_leases: list[Lease] = []
@@ -1076,7 +1077,7 @@ class Runner:
                 if code != RUN_ENDED:
                     return code
                 continue
-            beside = bool(self.active)
+            beside = self.apart or bool(self.active)
             if beside:
                 # Timers and connections of coroutines must not wait for a job that runs inline.
                 now = clock.boottime_ns()

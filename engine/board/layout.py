@@ -119,6 +119,9 @@ C_NEXT_INCARNATION: Final = 1056  # set while a takeover is under way
 C_CANCEL_ID: Final = 1088
 C_SUSPECT: Final = 1120  # written by the worker: 1 while it runs a suspect, or is about to
 C_FEATURES: Final = 1128  # by the worker: number of the task in whose features function it is, + 1; else 0
+# Written by the steward: until then (ns, CLOCK_BOOTTIME) synchronous jobs stay off this worker's loop, even
+# if no coroutine runs. It ends by itself, so that a steward that is gone leaves no role behind.
+C_APART_UNTIL: Final = 1136
 
 COUNTERS: Final = (
     "completed",

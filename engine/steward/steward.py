@@ -33,6 +33,7 @@ from tqe.steward.reaper import Reaper
 from tqe.steward.recovery import Recovery
 from tqe.steward.renewal import Renewal
 from tqe.steward.reviver import Reviver
+from tqe.steward.roles import Roles
 from tqe.steward.takeback import TakeBack
 from tqe.steward.trimmer import Trimmer
 from tqe.steward.watchdog import Watchdog
@@ -252,6 +253,7 @@ def make_duties(
         Recovery(context),
         Reaper(context),
         TakeBack(context),
+        Roles(context),
         Delayed(context),
         Canceller(context),
         Publisher(context),

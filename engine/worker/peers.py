@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tqe import clock
 from tqe.board import layout
 from tqe.board.board import Board, SlotView
 
@@ -23,9 +24,12 @@ class Peers:
         )
 
     def takes_sync(self) -> bool:
-        """Whether one of them could run a synchronous job on its main thread: it has no coroutines."""
+        """Whether one of them could run a synchronous job on its main thread: it has no coroutines, and its
+        loop is not kept free for them."""
+        now_ns = clock.boottime_ns()
         return any(
             not slot.get(layout.C_ASYNC)
+            and slot.get(layout.C_APART_UNTIL) <= now_ns
             and slot.get(layout.C_PHASE) in (layout.PHASE_IDLE, layout.PHASE_BUSY)
             for slot in self._working()
         )

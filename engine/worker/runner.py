@@ -158,6 +158,11 @@ class JobRunner:
         return self.beside.free_slots
 
     @property
+    def beside_sync(self) -> bool:
+        """Whether the loop goes on while a synchronous job runs."""
+        return bool(self.active) or self.native.apart
+
+    @property
     def jobs_ended(self) -> int:
         """Jobs that have ended here, however."""
         return self.native.ended + self.beside.helped_jobs
@@ -179,7 +184,12 @@ class JobRunner:
             return self._run_slice(slice_ns)
 
     def _run_slice(self, slice_ns: int) -> int:
-        end = clock.boottime_ns() + slice_ns
+        now_ns = clock.boottime_ns()
+        # A suspect runs alone, and on the main thread.
+        self.native.apart = self._view.get(layout.C_APART_UNTIL) > now_ns and not self._view.get(
+            layout.C_SUSPECT
+        )
+        end = now_ns + slice_ns
         hold = self._hold
         while True:
             spot = hold.spot()
@@ -433,7 +443,7 @@ class JobRunner:
         if picked:
             run = self.capture.begin(lease, index, task, body, self.native.redis_offset_ms)
         span = None if limits.trace is None else self._span(lease, index, entry, limits.trace)
-        if task.is_async or self.active:
+        if task.is_async or self.beside_sync:
             context = None if span is None else span.context
             started = self.beside.start(lease, index, entry, body, limits, context)
             if run is not None:

@@ -915,6 +915,18 @@ def test_synchronous_jobs_beside_coroutines_are_left_to_python(rig: Rig) -> None
     assert run_all(runner, lease) == (hot.RUN_ENDED, 1, 2)
 
 
+def test_apart_synchronous_jobs_are_left_to_python_though_nothing_runs_beside_them(rig: Rig) -> None:
+    entry = rig.task(lambda: None, "SYNC")
+    runner = rig.runner()
+    lease = rig.lease([job("SYNC")] * 3)
+    runner.apart = True
+    assert run_all(runner, lease) == (hot.RUN_SPECIAL, 0, 0)
+    entry.timed(100, 100 * 1_000)
+    assert run_all(runner, lease) == (hot.RUN_ENDED, 1, 3)
+    runner.apart, entry.mean_ns = False, 1e9
+    assert run_all(runner, rig.lease([job("SYNC")], number=2)) == (hot.RUN_ENDED, 1, 1)
+
+
 def beside_a_coroutine(rig: Rig, sync: Callable[[], None]) -> tuple[hot.Runner, hot.Entry]:
     """A runner with one coroutine under way, and the task SYNC, known to be short."""
 
