@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/pytest
 PYTEST_ARGS ?=
+CHECKS ?= lint
 PEERS_RESULT ?= bench/results/peers.json
 BENCH_RESULT ?= bench/results/tqe.json
 
@@ -57,7 +58,7 @@ bench-compare: install
 
 # UPDATE=1 makes what was counted the committed figures
 bench-counts: install
-	$(BIN)/python -m bench.counts $(if $(UPDATE),--update)
+	$(BIN)/python -m bench.counts $(if $(UPDATE),--update) $(COUNTS_ARGS)
 
 # PEERS="tqe celery", PEERS_ARGS="--scale 0.1 --rounds 1 --out FILE"
 bench-peers: install
@@ -100,8 +101,14 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict -p tqe
 
-test: lint
+# Several pytests at once, and CHECKS beside them; with PYTEST_ARGS="-k settings" one pytest, after lint
+test: install
+ifeq ($(PYTEST_ARGS),)
+	$(BIN)/python -m tests.support.lanes $(foreach check,$(CHECKS),--beside "$(MAKE) --no-print-directory $(check)") $(LANES_ARGS)
+else
+	@$(MAKE) --no-print-directory lint
 	$(PYTEST) -m "not campaign" $(PYTEST_ARGS)
+endif
 
 campaign: install
 	$(PYTEST) -m campaign $(PYTEST_ARGS)

@@ -3,8 +3,10 @@
     python -m bench.counts            compare with the committed figures, exit 1 if one has grown too much
     python -m bench.counts --update   make these the committed figures of this Python
 
-A count depends on the interpreter and the compiler, so figures are kept by both; where there are none for
-the ones at hand, the counts are only printed.
+    python -m bench.counts --require  fail where valgrind is missing, instead of skipping
+
+A count depends on the interpreter, the compiler and what decodes payloads, so figures are kept by all three;
+where there are none for those at hand, the counts are only printed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 from bench.micro.parts import PARTS, Part
@@ -34,6 +37,7 @@ TOLERANCE = 0.03
 # counted each time before it, and starts from zero.
 MARK = os.getppid
 TRIGGER = "getppid"
+UNCHECKED = "NOT CHECKED: instructions a job"
 
 
 def calls(part: Part) -> int:
@@ -82,10 +86,11 @@ def _total(dump: Path) -> int:
 
 
 def fingerprint() -> str:
-    """What the counts depend on beside the code: `cpython-3.11 x86_64 gcc-12`."""
+    """What the counts depend on beside the code: `cpython-3.11 x86_64 cc-12 msgspec-0.20.0`."""
     said = subprocess.run(["cc", "-dumpversion"], capture_output=True, text=True, check=False).stdout.strip()
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return f"{sys.implementation.name}-{version} {platform.machine()} cc-{said.partition('.')[0]}"
+    compiler = f"cc-{said.partition('.')[0]} msgspec-{metadata.version('msgspec')}"
+    return f"{sys.implementation.name}-{version} {platform.machine()} {compiler}"
 
 
 def compare(counted: dict[str, float], committed: dict[str, float]) -> list[str]:
@@ -106,14 +111,15 @@ def compare(counted: dict[str, float], committed: dict[str, float]) -> list[str]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--update", action="store_true", help="commit these counts for this interpreter")
+    parser.add_argument("--require", action="store_true", help="fail where valgrind is missing")
     parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.watched:
         run_parts()
         return 0
     if shutil.which("valgrind") is None:
-        print("skipped: instructions are counted by valgrind, which is not installed")
-        return 0
+        print(f"{UNCHECKED}: valgrind, which counts them, is not installed (apt-get install valgrind)")
+        return int(options.require)
     known = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {}
     kind = fingerprint()
     counted = count()
@@ -124,7 +130,8 @@ def main() -> int:
         print(f"written for {kind}")
         return 0
     if kind not in known:
-        print(f"no figures are committed for {kind}; there are: {', '.join(known) or 'none'}")
+        print(f"{UNCHECKED}: no figures are committed for {kind}; there are: {', '.join(known) or 'none'}")
+        print("Where this machine's are to be kept: make bench-counts UPDATE=1")
         return 0
     if grown:
         print(f"more than {TOLERANCE:.0%} above the committed figures: {', '.join(grown)}")

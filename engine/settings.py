@@ -25,7 +25,7 @@ TOML_NAME: Final = "tqe.toml"
 PREFIX: Final = "TQE_"
 
 # Variables with our prefix that are no settings: what builds and tests of the engine itself read.
-RESERVED: Final = frozenset({"TQE_CRASHPOINT", "TQE_BUILD_SANITIZE", "TQE_TEST_SEED"})
+RESERVED: Final = frozenset({"TQE_CRASHPOINT", "TQE_BUILD_SANITIZE", "TQE_BUILD_OPTIMIZE", "TQE_TEST_SEED"})
 
 _MIB = 1024 * 1024
 _DAY_MS = 86_400_000

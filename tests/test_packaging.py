@@ -1,5 +1,6 @@
 """The wheel: built from a copy of the tree, and used far away from it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, source],
         check=True,
         capture_output=True,
+        env={**os.environ, "TQE_BUILD_OPTIMIZE": "0"},
     )
     target = tmp_path_factory.mktemp("site")
     (wheel,) = wheels.glob("*.whl")

@@ -81,6 +81,7 @@ def main() -> None:
             leave(folder, pid)
         served = metrics.serve(take, port=0, address="127.0.0.1", more=own.collect)
         try:
+
             def scrape() -> None:
                 with urllib.request.urlopen(f"http://127.0.0.1:{served.port}/metrics", timeout=60) as answer:
                     answer.read()

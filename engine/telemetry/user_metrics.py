@@ -11,13 +11,14 @@ up to that of the fold that is there has been counted; one that carries the next
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,9 @@ from tqe.telemetry import logs
 from tqe.telemetry.metrics import PREFIX
 
 _log = logs.get("metrics")
+
+_FOLDER: Final = "tqe-metrics-"
+_OWNER: Final = "owner.lock"
 
 # The library's own way of storing, which it does not annotate.
 _Book: Final[Any] = MmapedDict
@@ -68,7 +72,8 @@ def shared_folder() -> Iterator[None]:
     if settings.metrics_folder() is not None:
         yield
         return
-    folder = Path(tempfile.mkdtemp(prefix="tqe-metrics-"))
+    _sweep()
+    folder, lock = _make_folder()
     # The library decides at its import, which may have been before.
     before = values.ValueClass
     settings.set_metrics_folder(folder)
@@ -79,6 +84,33 @@ def shared_folder() -> Iterator[None]:
         values.ValueClass = before
         settings.set_metrics_folder(None)
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _make_folder() -> tuple[Path, int]:
+    """A new folder, and the file whose lock tells others that we or a child of ours may still use it."""
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
+    made = folder / f"{_OWNER}.new"
+    lock = os.open(made, os.O_WRONLY | os.O_CREAT, 0o600)
+    # A file system without locks: then nobody ever sweeps it.
+    with suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        made.rename(folder / _OWNER)  # only now: a sweep must not meet it before it is locked
+    return folder, lock
+
+
+def _sweep() -> None:
+    """Remove what supervisors that were killed have left. Their locks ended with them, whereas their numbers
+    may be another process' by now, or mean nothing here: containers may share a folder for temporary files.
+    """
+    for owner in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/{_OWNER}"):
+        with suppress(OSError):  # it is in use, another user's, or gone since we looked
+            lock = os.open(owner, os.O_WRONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(owner.parent, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 class UserMetrics:

@@ -149,7 +149,7 @@ def test_frozen_steward_is_replaced(arena: Arena, rounds: int) -> None:
     run = arena.run(procs=2, lease_s=LEASE_S)
     producer = arena.producer()
     for _ in range(rounds):
-        producer.bulk("LONG", 4, lambda n: {"ms": 4000})
+        producer.bulk("LONG", 2, lambda n: {"ms": 4000})
         pid = run.steward()
         with run.stopped(pid, "freeze_steward"):
             wait_until(lambda old=pid: run.steward() not in (0, old), 20, "another steward")  # type: ignore[misc]
@@ -179,6 +179,7 @@ def test_frozen_supervisor_stops_nobody(arena: Arena, rounds: int) -> None:
     assert report.finals["completed"] == report.jobs
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("jobs", [short_form(3), long_form(50)])
 def test_lease_that_its_worker_does_not_know_of_runs_all_the_same(arena: Arena, jobs: int) -> None:
     """As a late fetch, or a failover, leaves it: in the hash of a live worker that never heard of it."""
@@ -203,6 +204,7 @@ def test_lease_that_its_worker_does_not_know_of_runs_all_the_same(arena: Arena, 
     assert report.finals["completed"] == report.jobs
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("rounds", [short_form(3), long_form(60)])
 def test_sigterm_at_random_moments_charges_nothing(arena: Arena, rounds: int) -> None:
     producer = arena.producer()
@@ -226,7 +228,7 @@ def test_sigterm_cuts_long_jobs_short_without_charging_them(arena: Arena, rounds
     producer = arena.producer()
     for _ in range(rounds):
         run = arena.run(procs=2, lease_s=LEASE_S, grace_s=0.5)
-        producer.bulk("LONG", 4, lambda n: {"ms": 2500})
+        producer.bulk("LONG", 4, lambda n: {"ms": 1500})
         busy_worker(arena, run)
         assert run.stop() == 0, run.text()[-3000:]
     arena.run(procs=2, lease_s=LEASE_S)
@@ -336,6 +338,7 @@ def test_replayed_poison_dies_again_and_once(arena: Arena, rounds: int) -> None:
 # ---- redis-server
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("jobs", "kills"), [short_form(6_000, 3), long_form(100_000, 60)])
 def test_killed_redis_loses_nothing_acknowledged(arena: Arena, jobs: int, kills: int) -> None:
     """AOF everysec: a SIGKILL keeps the page cache, so what was answered is there."""

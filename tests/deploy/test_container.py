@@ -20,10 +20,10 @@ from tests.deploy import dockerfile
 from tests.deploy.test_kubernetes import pods
 from tests.support import scraping
 from tests.support.cli import PROGRAM, Cli, environment
+from tests.support.ports import reserved_port
 from tests.support.waiting import wait_until
 from tqe import settings
 from tqe.api import processes
-from tqe.supervisor import lifecycle
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -121,9 +121,7 @@ class Composed:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = {
-            name: lifecycle.check_port("127.0.0.1", 0) for name in ("redis", "engine", "api", "prometheus")
-        }
+        self.ports = {name: reserved_port() for name in ("redis", "engine", "api", "prometheus")}
         self.begun: list[subprocess.Popen[bytes]] = []
         (folder / "tokens").mkdir()
         shutil.copytree(DEPLOY / "prometheus", folder / "prometheus")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Cli, Program
+from tests.support.ports import reserved_port
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
-from tqe.supervisor import lifecycle
 
 APP = """
 import os, time
@@ -76,7 +76,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def test_after_a_failover_workers_go_on_at_the_new_primary(site: Site, make_redis: MakeRedis) -> None:
-    port = lifecycle.check_port("127.0.0.1", 0)
+    port = reserved_port()
     old = make_redis(port=str(port), bind="127.0.0.1")
     new = make_redis(replicaof=f"127.0.0.1 {port}", repl_diskless_sync_delay="0")
     site.lead_to(old)

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from tests.support.cli import Cli, bury
 from tests.support.hands import Hands
 from tests.support.redis_server import RedisServer
+from tests.support.viewing import view
 from tests.support.waiting import wait_until
 from tests.support.web import Answer, ServeIt, Web, read_to_end
 from tqe.api import jobs
@@ -275,8 +276,11 @@ def test_a_redis_that_is_gone_is_no_error_of_ours(
     server = make_redis()
     web = serve_it(TQE_REDIS_URL=server.url)
     wait_until(lambda: web.get("/readyz").status == 200, 10)
-    server.kill()
-    wait_until(lambda: web.get("/readyz").status == 503, 30)
+    with view(web) as viewer:
+        viewer.event("queue")
+        server.kill()
+        wait_until(lambda: web.get("/readyz").status == 503, 30)
+        wait_until(lambda: viewer.event("state")["error"], what="who looks on is told")
     web.get("/readyz").problem(503, "not-ready")
     assert b"taskqueue_redis_up 0.0\n" in web.get("/metrics").body
     assert web.get("/healthz").status == 200

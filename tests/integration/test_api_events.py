@@ -108,15 +108,6 @@ def test_who_asks_for_the_head_only_gets_an_end(web: Web) -> None:
     assert told.headers["content-type"].startswith("text/event-stream")
 
 
-def test_viewers_are_told_that_redis_is_away(make_redis: Any, tmp_path: Path, serve_it: ServeIt) -> None:
-    server: RedisServer = make_redis()
-    web = serve_it(TQE_REDIS_URL=server.url)
-    with view(web) as viewer:
-        viewer.event("queue")
-        server.kill()
-        assert wait_until(lambda: viewer.event("state")["error"])
-
-
 def test_streams_end_when_the_server_stops(serve_it: ServeIt) -> None:
     web = serve_it()
     with view(web) as viewer:

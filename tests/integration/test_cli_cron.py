@@ -185,7 +185,7 @@ def test_schedules_run(
 ) -> None:
     (tmp_path / "ticks.py").write_text(APP)
     (tmp_path / "tqe.toml").write_text(TOML)
-    running = program("run", "ticks:app", "--procs", "1", preload)
+    running = program("run", "ticks:app", "--procs", "1", "--no-pin", preload)
     assert "3 schedules; `tqe cron list` shows them" in running.says("tqe cron list")
 
     def done(name: str) -> Any:
@@ -222,7 +222,7 @@ def test_burst_keeps_no_times(
     program: Callable[..., Program], redis_client: redis.Redis, tmp_path: Path
 ) -> None:
     (tmp_path / "burstticks.py").write_text(APP)
-    running = program("run", "burstticks:app", "--procs", "1", "--burst")
+    running = program("run", "burstticks:app", "--procs", "1", "--no-pin", "--burst")
     assert "nothing is scheduled with --burst" in running.says("--burst")
     assert running.ended() == 0
     assert not redis_client.exists(KEYS.cron)

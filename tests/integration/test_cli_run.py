@@ -59,7 +59,7 @@ def start(cli: Cli, tmp_path: Path) -> Iterator[Start]:
     begun: list[Program] = []
 
     def begin(*args: str, **env: str) -> Program:
-        begun.append(Program(tmp_path, cli.env | env, args))
+        begun.append(Program(tmp_path, {"TQE_PIN": "false"} | cli.env | env, args))
         return begun[-1]
 
     yield begin

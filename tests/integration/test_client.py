@@ -534,6 +534,7 @@ def test_results_and_why_there_is_none(client: Client, redis_client: redis.Redis
     assert handles[0].job().attempts == 1 and handles[2].job().error == "boom"
 
 
+@pytest.mark.alone
 def test_nothing_to_wait_for(client: Client) -> None:
     untracked = client.submit("A", {}, track=False)
     assert untracked.status() == "untracked"

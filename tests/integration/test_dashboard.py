@@ -74,7 +74,7 @@ def engine(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("engine")
     (folder / "shop.py").write_text(APP)
     env = {"TQE_REDIS_URL": server.url}
-    running = Program(folder, env, ("run", "shop:app", "--procs", "2"))
+    running = Program(folder, env, ("run", "shop:app", "--procs", "2", "--no-pin"))
     web = Web(serve(folder, env))
     running.says("Ctrl-C")
     yield web

@@ -32,7 +32,7 @@ def start(cli: Cli, tmp_path: Path) -> Iterator[Start]:
     begun: list[Program] = []
 
     def begin(*args: str) -> Program:
-        begun.append(Program(tmp_path, cli.env, ("demo", *args)))
+        begun.append(Program(tmp_path, {"TQE_PIN": "false"} | cli.env, ("demo", *args)))
         return begun[-1]
 
     yield begin

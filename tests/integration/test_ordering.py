@@ -382,6 +382,7 @@ def test_workers_that_die_and_share_a_lane_lose_and_repeat_nothing(rig: Rig) -> 
     finish(rig)
 
 
+@pytest.mark.alone
 def test_what_goes_back_does_not_wait_for_the_long_job_that_is_kept(rig: Rig) -> None:
     """One worker takes all and keeps a long job; the other must get the rest while it runs."""
     define(rig)

@@ -40,6 +40,7 @@ def began(rig: Rig, n: Any, timeout: float = 5.0) -> None:
 # ------------------------------------------------------------------ lanes
 
 
+@pytest.mark.alone
 def test_a_high_job_waits_at_most_for_the_running_low_one(rig: Rig) -> None:
     @rig.app.task("JOB")
     def job(n: int, ms: int) -> None:
@@ -75,6 +76,7 @@ def test_a_high_job_waits_at_most_for_the_running_low_one(rig: Rig) -> None:
     finish(rig)
 
 
+@pytest.mark.alone
 def test_a_frame_of_long_jobs_spreads_over_all_workers(rig: Rig) -> None:
     @rig.app.task("LONG")
     def long(n: int) -> None:
@@ -146,6 +148,7 @@ def test_coroutines_are_charged_to_their_lane_while_they_run(rig_of: Callable[..
     finish(rig)
 
 
+@pytest.mark.alone
 def test_a_paused_lane_waits_and_the_others_go_on(rig: Rig) -> None:
     @rig.app.task("JOB")
     def job(n: int) -> None:
@@ -252,6 +255,7 @@ def test_where_many_tiny_jobs_wait_the_next_ones_come_while_these_run(
     finish(rig)
 
 
+@pytest.mark.alone
 def test_an_idle_worker_is_cheap_and_wakes_at_once(rig: Rig) -> None:
     @rig.app.task("JOB")
     def job(n: int) -> int:
@@ -287,6 +291,7 @@ def _cpu_s(worker: WorkerProcess) -> float:
     return int(Path(f"/proc/{worker.pid}/schedstat").read_text().split()[0]) / 1e9
 
 
+@pytest.mark.alone
 def test_a_lost_token_costs_a_second_at_most(rig: Rig) -> None:
     @rig.app.task("JOB")
     def job(n: int) -> None:

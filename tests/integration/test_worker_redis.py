@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import pytest
 import redis
 
 from tests.chaos.proxy import HANG, Proxy, every, named, runs
+from tests.support.ports import reserved_port
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.worker import Rig
@@ -108,6 +108,7 @@ def test_killed_connections_lose_nothing_and_repeat_nothing(rig: Rig) -> None:
     finish(rig)
 
 
+@pytest.mark.alone
 def test_a_killed_redis_comes_back_and_nothing_is_lost(
     make_redis: Callable[..., RedisServer], rig_of: Callable[..., Rig]
 ) -> None:
@@ -383,18 +384,11 @@ def test_silence_towards_everything_is_survived(rig_of: Callable[..., Rig], prox
 # ------------------------------------------------------------------ addresses
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("user", ["", "worker"])
 def test_a_worker_logs_in_over_tcp_and_uses_its_database(
     make_redis: Callable[..., RedisServer], rig_of: Callable[..., Rig], user: str
 ) -> None:
-    port = free_port()
+    port = reserved_port()
     server = make_redis(port=str(port))
     with contextlib.closing(server.client()) as admin:
         if user:
@@ -418,7 +412,7 @@ def test_a_worker_logs_in_over_tcp_and_uses_its_database(
 def test_a_wrong_password_is_told_without_it(
     make_redis: Callable[..., RedisServer], rig_of: Callable[..., Rig]
 ) -> None:
-    port = free_port()
+    port = reserved_port()
     server = make_redis(port=str(port))
     rig = rig_of(server)
     load(rig)

@@ -11,6 +11,8 @@ import subprocess
 import time
 from typing import Any
 
+import pytest
+
 from tests.support.waiting import wait_until
 from tests.support.worker import Rig
 
@@ -207,6 +209,7 @@ def test_thousands_of_frames_of_one_with_options(rig: Rig) -> None:
     finish(rig)
 
 
+@pytest.mark.alone
 def test_an_app_whose_start_hook_fails_tells_and_ends(rig: Rig) -> None:
     @rig.app.on_worker_start
     def broken() -> None:

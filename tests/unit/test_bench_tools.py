@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,27 @@ def test_a_part_that_an_old_commit_lacks_costs_a_comparison_that_part_only(
         assert done.stdout == "[]\n", module
     compare.table({"a": [1.0]}, {"a": [1.0], "b": [1.0]}, {"a": 1, "b": 1})
     assert "b  only after" in " ".join(capsys.readouterr().out.split(" "))
+
+
+def test_counts_that_are_required_are_not_skipped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    for options, code in (([], 0), (["--require"], 1)):
+        monkeypatch.setattr(sys, "argv", ["counts", *options])
+        assert counts.main() == code
+        assert counts.UNCHECKED in capsys.readouterr().out
+
+
+def test_counts_of_a_machine_without_committed_ones_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(counts, "count", lambda: {"codec.parse, one": 1.0})
+    monkeypatch.setattr(counts, "fingerprint", lambda: "another")
+    monkeypatch.setattr(sys, "argv", ["counts"])
+    assert counts.main() == 0
+    assert f"{counts.UNCHECKED}: no figures are committed for another" in capsys.readouterr().out
 
 
 def test_the_committed_counts_are_of_parts_that_there_are() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,6 +185,26 @@ def test_the_folder_goes_away_with_who_made_it(clean: None) -> None:
         subprocess.run([sys.executable, "-c", code], check=True)
         assert total(folder) == 4
     assert not folder.exists() and settings.metrics_folder() is None and values.ValueClass is before
+
+
+def test_what_a_killed_supervisor_left_is_removed_by_the_next(
+    clean: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left, lock = user_metrics._make_folder()
+    write(left, "counter", DEAD[0], 1)
+    os.close(lock)  # as its death would
+    used, lock = user_metrics._make_folder()
+    foreign = tmp_path / "tqe-metrics-of-an-older-version"
+    foreign.mkdir()
+    with user_metrics.shared_folder():
+        assert not left.exists() and used.exists() and foreign.exists()
+        own = settings.metrics_folder()
+        user_metrics._sweep()
+        assert own is not None and own.exists()
+    os.close(lock)
+    with user_metrics.shared_folder():
+        assert set(tmp_path.iterdir()) == {foreign, settings.metrics_folder()}
 
 
 def test_a_folder_of_the_users_own_stays(
