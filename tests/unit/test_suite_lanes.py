@@ -39,7 +39,7 @@ def test_the_table_names_files_that_there_are() -> None:
 
 
 def test_the_longest_are_apart_and_what_is_not_listed_goes_to_the_shortest() -> None:
-    seconds = {"a": 90.0, "b": 50.0, "c": 30.0, "d": 10.0}
+    seconds = {"a": 90.0, "b": 50.0, "c": 30.0, "d": 5.0}
     assert share_out(["a", "b", "c", "d", "new"], seconds, 2) == [["a"], ["b", "c", "d", "new"]]
     assert share_out(["a", "b", "c", "d", "new"], seconds, 3) == [["a"], ["b"], ["c", "d", "new"]]
 
