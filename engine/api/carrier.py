@@ -23,6 +23,9 @@ _carried: Final[ContextVar[tuple[tuple[str, str], ...]]] = ContextVar("tqe_carri
 def carry(request: Request) -> dict[str, Any]:
     """What is submitted in this context from now on carries the request's trace, if it has a sampled one; as
     with other producers, nothing else is carried. The answer goes into the options of a submission."""
+    _carried.set(
+        ()
+    )  # the task of a request that was sent behind another one has inherited that one's context
     parent, state = request.headers.get("traceparent", ""), request.headers.get("tracestate", "")
     found = _PARENT.fullmatch(parent)
     if found is None or not int(found[1], 16) & 1:

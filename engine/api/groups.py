@@ -22,6 +22,7 @@ class Groups:
         self._reading = asyncio.Lock()
         self._found: dict[str, Any] = {}
         self._read_ns = 0
+        self._changes = 0
 
     @property
     def kept(self) -> bool:
@@ -34,11 +35,14 @@ class Groups:
         asked_ns = clock.monotonic_ns()
         async with self._reading:
             if not self.kept and self._read_ns <= asked_ns:
-                began_ns = clock.monotonic_ns()
-                self._found = await groups_document(self._client)
-                self._read_ns = began_ns
+                began_ns, changes = clock.monotonic_ns(), self._changes
+                found = await groups_document(self._client)
+                if changes != self._changes:
+                    return found  # it may tell of jobs that have gone meanwhile
+                self._found, self._read_ns = found, began_ns
             return self._found
 
     def forget(self) -> None:
         """Somebody here has changed what is dead."""
         self._found = {}
+        self._changes += 1

@@ -45,6 +45,8 @@ class Pulse:
         self._client = client
         self._faults = Faults()
         self._read_ns = 0
+        self._asked_ns = 0
+        self._told: dict[str, tuple[bool, int]] = {}
         self._ended = 0
         self.status: QueueStatus | None = None
         self.error = "Redis has not been asked yet"
@@ -73,6 +75,7 @@ class Pulse:
 
     async def look(self) -> None:
         """Ask Redis once; a failure is remembered and never raised."""
+        asked_ns = clock.monotonic_ns()
         try:
             status = await asyncio.wait_for(self._client.status(), ANSWER_S)
             now_ns = clock.monotonic_ns()
@@ -87,7 +90,15 @@ class Pulse:
             self._faults.note("the state of the queue", e, self.error)
             return
         self.error = ""
-        self.status, self._read_ns = status, now_ns
+        self.status, self._read_ns, self._asked_ns = status, now_ns, asked_ns
+
+    def told(self, lane: str, *, paused: bool) -> None:
+        """The lane was paused or resumed here: true at once, whatever the last look has seen."""
+        self._told[lane] = paused, clock.monotonic_ns()
+
+    def _paused(self, lane: str, seen: bool) -> bool:
+        paused, at_ns = self._told.get(lane, (seen, 0))
+        return paused if at_ns > self._asked_ns else seen
 
     def _measure(self, status: QueueStatus, passed_s: float) -> None:
         before = self.status
@@ -120,7 +131,7 @@ class Pulse:
         for name, found in status.lanes.items():
             ahead += found.queued
             if name == lane:
-                if found.paused:
+                if self._paused(name, found.paused):
                     return None
                 break
         if ahead == 0:

@@ -32,7 +32,7 @@ async def pause(service: Service, request: Request) -> Response:
     """Workers take nothing from the lane."""
     lane = _lane(service, request)
     await service.client.pause(lane)
-    await service.pulse.look()  # what the next submission is told goes by it
+    service.pulse.told(lane, paused=True)
     return answer({"name": lane, "paused": True})
 
 
@@ -40,7 +40,7 @@ async def resume(service: Service, request: Request) -> Response:
     """Workers take jobs from the lane again."""
     lane = _lane(service, request)
     await service.client.resume(lane)
-    await service.pulse.look()
+    service.pulse.told(lane, paused=False)
     return answer({"name": lane, "paused": False})
 
 

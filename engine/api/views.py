@@ -150,8 +150,9 @@ class Views:
         kept it stays as it was."""
         status = self._pulse.status
         if status is not None and not self._groups.kept:
-            self._dead_mark = status.dead, *(
-                status.totals.get(name) for name in ("dead", "replayed", "purged", "dlq_dropped")
+            self._dead_mark = (
+                status.dead,
+                *(status.totals.get(name) for name in ("dead", "replayed", "purged", "dlq_dropped")),
             )
         return self._dead_mark
 

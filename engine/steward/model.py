@@ -17,6 +17,7 @@ import msgspec
 
 from tqe.board import layout
 from tqe.board.board import SlotView
+from tqe.errors import RedisUnavailable
 from tqe.steward.context import Context
 from tqe.store import housekeeping, learning
 from tqe.store.learning import DEATHS_MAX, Files, ModelState
@@ -205,12 +206,16 @@ class ModelDuty:
         if not words:
             return
         state = learning.state(context.door, context.keys)
-        while words:  # each is forgotten when Redis has heard of it, and not before
-            word = words[-1]
-            if not state.sha256 or int(state.sha256[:8], 16) != word:
-                words.pop()
+        while words:
+            word = words.pop()
+            if not state.sha256.startswith(f"{word:08x}"):
                 continue
-            deaths = learning.add_death(context.door, context.keys, state.sha256)
+            try:
+                deaths = learning.add_death(context.door, context.keys, state.sha256)
+            except RedisUnavailable as e:
+                if e.applied is False:
+                    words.append(word)  # else it may count already, and one death must not be two
+                raise
             _log.error(f"a worker died while it scored with model {state.version} (death {deaths})")
             if deaths >= DEATHS_MAX:
                 learning.refuse(
@@ -219,7 +224,6 @@ class ModelDuty:
                     state.sha256,
                     f"{deaths} workers died while they scored with it",
                 )
-            words.pop()
 
     def _count(self) -> None:
         """Add what this host's workers have scored since the last run to the totals."""

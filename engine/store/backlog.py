@@ -132,6 +132,7 @@ def _ends(key: bytes, jobs: int, frames: int) -> list[Command]:
     wanted = _sample(jobs, frames)
     if wanted == frames:
         return [("LRANGE", key, 0, -1)] if frames else []
+    wanted = max(2, wanted)  # one at each end: -0 would be the whole list
     return [("LRANGE", key, 0, (wanted + 1) // 2 - 1), ("LRANGE", key, -(wanted // 2), -1)]
 
 

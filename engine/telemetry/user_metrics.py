@@ -105,7 +105,7 @@ def _sweep() -> None:
     """
     for owner in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/{_OWNER}"):
         with suppress(OSError):  # it is in use, another user's, or gone since we looked
-            lock = os.open(owner, os.O_WRONLY)
+            lock = os.open(owner, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)  # it may be anything
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(owner.parent, ignore_errors=True)

@@ -537,8 +537,9 @@ class Worker:
         order = await self._link.order()
         if order is not None:  # else again at the next turn
             self._model_seen = number
-            self._fetcher.ordering.follow(order)
-            self._fetcher.reorder()
+            self._fetcher.ordering.follow(
+                order
+            )  # from the next fetch on: one under way is read as it was asked
 
     async def _learn_means(self) -> None:
         for name, mean_us in (await self._link.means()).items():

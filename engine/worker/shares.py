@@ -44,10 +44,10 @@ class Shares:
         if not reached:
             return
         busy = {*brought, *held}
-        level = min(self._virtual_ns[rank] for rank in busy)
-        for rank in asked[: max(reached)]:
-            if rank not in busy:
-                self._virtual_ns[rank] = max(self._virtual_ns[rank], level)
+        level = min(self._virtual_ns[rank] for rank in busy if rank in asked)
+        never_asked = set(range(len(self._weights))).difference(asked)
+        for rank in {*asked[: max(reached)], *never_asked} - busy:
+            self._virtual_ns[rank] = max(self._virtual_ns[rank], level)
         self._sort()
 
     def _sort(self) -> None:

@@ -274,6 +274,8 @@ def test_a_service_cannot_write_its_own_code(name: str) -> None:
     told = unit(name)
     (state,) = told["StateDirectory"]
     (folder,) = told["WorkingDirectory"]
+    assert folder.startswith("-"), "an app that is installed as a package needs no folder"
+    folder = folder.removeprefix("-")
     assert told["ProtectSystem"] == ["strict"] and not Path(folder).is_relative_to(f"/var/lib/{state}")
     assert f"TQE_DATA_DIR=/var/lib/{state}" in told["Environment"]
     assert settings.load(env={"TQE_DATA_DIR": f"/var/lib/{state}"}).data_dir == Path(f"/var/lib/{state}")

@@ -336,6 +336,20 @@ def test_a_job_carries_the_trace_of_its_request(web: Web, redis_client: redis.Re
     assert b"traceparent" not in frame
 
 
+def test_requests_that_are_sent_behind_each_other_have_traces_of_their_own(
+    web: Web, redis_client: redis.Redis
+) -> None:
+    head = b"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    body = b'Content-Length: 13\r\n\r\n{"type": "A"}'
+    with socket.create_connection(("127.0.0.1", web.port), timeout=20) as connection:
+        connection.sendall(head + b"traceparent: " + PARENT.encode() + b"\r\n" + body + head + body)
+        told = b""
+        while told.count(b"202 Accepted") < 2:
+            told += connection.recv(4096)
+    found = frames(redis_client)
+    assert [PARENT.encode() in frame for frame in found] == [True, False]
+
+
 @pytest.mark.parametrize(
     "parent",
     [PARENT[:-1] + "0", PARENT[:-3], "ff" + PARENT[2:], PARENT.upper(), PARENT[:36] + "0" * 16 + "-01", "x"],

@@ -62,6 +62,16 @@ def test_each_lane_counts_by_the_types_that_wait_in_it(client: Client, redis_cli
     assert found.seconds == pytest.approx(40.0)
 
 
+@pytest.mark.parametrize(("jobs", "frames"), [(5_000, 5), (10**6, 1_000), (2, 1), (130, 65), (10**4, 10**4)])
+def test_a_sample_of_a_list_is_small(jobs: int, frames: int) -> None:
+    read = sum(
+        (last if last >= 0 else frames + last) - (first if first >= 0 else frames + first) + 1
+        for _, _, first, last in backlog._ends(b"lane", jobs, frames)
+    )
+    assert read <= max(2, backlog.SAMPLE_FRAMES_MAX) and read * jobs / frames < 2 * jobs
+    assert frames < 4 or read < frames
+
+
 def test_both_ends_of_a_lane_are_read(client: Client, redis_client: redis.Redis) -> None:
     redis_client.hset(KEYS.means, mapping={"SHORT": 1_000_000, "LONG": 3_000_000})
     for name in ("SHORT", "LONG"):

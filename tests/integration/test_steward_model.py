@@ -207,6 +207,26 @@ def test_a_death_is_not_forgotten_where_redis_cannot_be_asked(
     assert host.state().bans == ({"00000001" + "0" * 56: 1}) and host.context.scoring_deaths == []
 
 
+def test_a_death_of_which_redis_may_have_heard_is_not_told_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.publish(1)
+    host.settle()
+    host.context.scoring_deaths += [1]
+    add = learning.add_death
+
+    def lost(*given: Any) -> None:
+        add(*given)
+        raise RedisUnavailable("no reply")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "add_death", lost)
+        with pytest.raises(RedisUnavailable):
+            host.duty.run_once()
+    host.settle()
+    assert host.state().bans == ({"00000001" + "0" * 56: 1})
+
+
 def test_two_workers_that_die_while_scoring_ban_the_model(host: Host) -> None:
     host.publish(1)
     host.publish(2)

@@ -34,6 +34,7 @@ SECONDS = ROOT / "tests" / "seconds.json"
 UNLISTED_S = 1.0
 PROGRESS_S = 30.0
 STOP_S = 30.0
+LIMIT_S = 1_500.0  # of one job: what hangs is to be told, not waited for
 
 
 def suite(root: Path = ROOT) -> list[str]:
@@ -132,6 +133,9 @@ def _failing(jobs: Sequence[Job]) -> Iterator[str]:
             job.report()
             if job.code != 0:
                 yield job.name
+        for job in running:
+            if time.monotonic() - job.began > LIMIT_S:
+                job.stop()
         if running and time.monotonic() - said > PROGRESS_S:
             said = time.monotonic()
             print("...", ", ".join(job.progress() for job in running), flush=True)

@@ -55,3 +55,13 @@ def test_jobs_of_a_lane_that_was_not_asked_leave_all_as_it_is() -> None:
     shares.charge(0, 10)
     shares.fetched((1, 0), [2])
     assert shares.order == (1, 2, 0)
+
+
+def test_a_lane_that_is_never_asked_for_saves_no_credit() -> None:
+    shares = Shares((1, 1, 1))
+    for _ in range(100):
+        for rank in (0, 1):
+            shares.charge(rank, 1_000_000)
+            shares.fetched((0, 1), [0, 1])
+    first = served(shares, [1_000_000, 1_000_000, 1_000_000], 9)
+    assert max(first) <= 4_000_000

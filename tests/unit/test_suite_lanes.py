@@ -74,3 +74,11 @@ def test_an_interrupt_stops_what_runs(
         run_all([job])
     assert job.process.returncode is not None
     assert "long: FAILED" in capsys.readouterr().out
+
+
+def test_what_hangs_is_stopped_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lanes, "LIMIT_S", 0.2)
+    assert run_all([python("stuck", tmp_path, "import time; time.sleep(1000)")]) == ["stuck"]
+    assert "stuck: FAILED" in capsys.readouterr().out
